@@ -1,4 +1,4 @@
-"""What mathematics may say about a question: it has no answer, or the answer needs a word of caution."""
+"""What mathematics may say of a question: it has no answer, or its answer needs a caution."""
 
 from dataclasses import dataclass
 
@@ -6,7 +6,8 @@ from dataclasses import dataclass
 class IllPosed(ValueError):
     """The question has no answer as asked; `field` names the input at fault in dotted form.
 
-    `code` is the problem type that the caller sees; `infeasible-problem` unless a narrower one fits.
+    `code` is the problem type that the caller sees: `infeasible-problem` unless a narrower one
+    fits.
     """
 
     def __init__(self, field: str, reason: str, *, code: str = "infeasible-problem") -> None:
@@ -18,7 +19,7 @@ class IllPosed(ValueError):
 
 @dataclass(frozen=True)
 class Caution:
-    """A warning that travels with an answer: a stable code, what was seen, and what to try (with numbers)."""
+    """A warning that travels with an answer: a stable code, what was seen, what to try."""
 
     code: str
     message: str

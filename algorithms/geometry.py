@@ -12,7 +12,7 @@ PointCost = Literal["sqeuclidean", "euclidean"]
 
 @dataclass(frozen=True)
 class CostMatrix:
-    """A cost given entry by entry: `C[i, j]` is the price of moving one unit of mass from i to j."""
+    """A cost given entry by entry: `C[i, j]` is the price of moving a unit of mass from i to j."""
 
     C: Float[Tensor, "n m"]
 
@@ -23,14 +23,14 @@ class CostMatrix:
 
 @dataclass(frozen=True)
 class PointClouds:
-    r"""Two clouds and a cost between their points: `|x_i - y_j|^2` (not halved) or `|x_i - y_j|`."""
+    r"""Two clouds and a cost between points: `|x_i - y_j|^2` (not halved) or `|x_i - y_j|`."""
 
     x: Float[Tensor, "n d"]
     y: Float[Tensor, "m d"]
     cost: PointCost = "sqeuclidean"
 
     def matrix(self) -> Float[Tensor, "n m"]:
-        """Compute all pairwise costs, differentiably; clouds are centred first so that nothing cancels."""
+        """Compute all pairwise costs, differentiably."""
         squared = squared_distances(self.x, self.y)
         if self.cost == "sqeuclidean":
             return squared
@@ -43,7 +43,9 @@ Geometry = CostMatrix | PointClouds
 
 
 def squared_distances(x: Float[Tensor, "n d"], y: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
-    r"""Compute `|x_i - y_j|^2` by one matrix product on clouds centred at their common mean, clamped at 0."""
+    r"""Compute `|x_i - y_j|^2` by one product of clouds centred at their common mean."""
     centre = torch.cat([x, y]).mean(0).detach()
     x, y = x - centre, y - centre
-    return (x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T).clamp_min(0)  # (n, m)
+    return (x.square().sum(1)[:, None] + y.square().sum(1)[None] - 2 * x @ y.T).clamp_min(
+        0
+    )  # (n, m)

@@ -20,14 +20,14 @@ def unwatched(iteration: int, residual: float) -> bool:
 def quietly(watch: Watch) -> Watch:
     """Give an inner loop a view of `watch` that answers the question and reports no numbers.
 
-    Negative iterations mean "nothing to report"; the worker's watch reads its flags and writes nothing.
+    A negative iteration means "nothing to report": the worker's watch then only reads its flags.
     """
     return lambda iteration, residual: watch(-1, math.inf)
 
 
 @dataclass(frozen=True)
 class Stop:
-    """Why a loop ended: the status, the iterations spent and the last residual that was measured."""
+    """Why a loop ended: the status, the iterations spent, the last residual that was measured."""
 
     status: Status
     iterations: int
@@ -47,19 +47,16 @@ def iterate(
 ) -> tuple[State, Stop]:
     r"""Repeat `state = step(state)` until `residual(state) <= tol`.
 
-    The residual is read every `check_every` steps (and after the last); this is the only place that reads a scalar
-    back from the device. It is also read before the first step, so a restart from an answer stops at once.
+    The residual is read before the first step (a restart from an answer stops at once), every
+    `check_every` steps, and after the last. Nothing else reads a scalar back from the device.
 
     Args:
-        patience: checks without a new smallest residual after which the loop ends as `stagnated`; None never does.
+        patience: checks without a new smallest residual before the loop ends as `stagnated`.
         watch: asked at each check whether the loop may go on.
 
     Returns:
-        The state and its `Stop`. With status `diverged` the state is the last whose residual was finite; with
-        `stagnated` it is the best seen.
-
-    Notes:
-        Non-finite residuals end the loop as `diverged`: no answer with a NaN residual is ever called converged.
+        The state and its `Stop`. A non-finite residual ends the loop as `diverged` with the last
+        state whose residual was finite; `stagnated` comes with the best state seen.
     """
     done = 0
     value = _scalar(residual(state))
