@@ -1,0 +1,1 @@
+"""Tissue slices: alignment of pairs by fused Gromov-Wasserstein transport."""

@@ -1,0 +1,130 @@
+"""Arrays by the digest of their bytes, and what is known of each without opening it."""
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+DTYPES = ("float64", "float32", "float16", "int64", "int32", "uint8", "bool")
+MAX_DEPTH = 32
+DIGEST = r"^sha256:[0-9a-f]{64}$"
+
+
+class Facts(BaseModel):
+    """What the store knows of an array: everything a schema needs to refuse it unopened."""
+
+    model_config = ConfigDict(frozen=True)
+
+    dtype: str = Field(description="numpy name of the element type")
+    shape: list[int]
+    finite: bool = Field(description="no NaN and no infinity")
+    low: float | None = Field(description="smallest finite entry; null for an empty array")
+    high: float | None = Field(description="largest finite entry; null for an empty array")
+    total: float | None = Field(description="sum of the finite entries")
+
+
+@dataclass(frozen=True)
+class Stored:
+    """An array on its way to or from the store: its name, its facts, its entries."""
+
+    digest: str
+    facts: Facts
+    array: NDArray[Any]
+
+
+def stored(array: NDArray[Any]) -> Stored:
+    """Name an array: C order, little-endian, one of `DTYPES`."""
+    array = np.asarray(array, order="C")
+    if array.dtype.name not in DTYPES:
+        raise PydanticCustomError(
+            "validation", "element type {got} is not one of {known}",
+            {"got": str(array.dtype), "known": ", ".join(DTYPES)},
+        )  # fmt: skip
+    if array.dtype.byteorder == ">":
+        array = array.astype(array.dtype.newbyteorder("<"))
+    return Stored(digest_of(array), facts_of(array), array)
+
+
+def digest_of(array: NDArray[Any]) -> str:
+    """Hash element type, shape and bytes, so that equal arrays have equal names."""
+    head = f"{array.dtype.name}{array.shape}".encode()
+    return "sha256:" + hashlib.sha256(head + array.tobytes()).hexdigest()
+
+
+def facts_of(array: NDArray[Any]) -> Facts:
+    """Measure an array once, when it is stored."""
+    facts = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    if array.size == 0:
+        return Facts(**facts, finite=True, low=None, high=None, total=0.0)
+    with np.errstate(invalid="ignore", over="ignore"):
+        total = float(array.sum(dtype=np.float64))
+    if not np.isfinite(total):  # a NaN, an infinity, or finite entries whose sum overflows
+        finite = np.isfinite(array)
+        kept = array[finite].astype(np.float64)
+        if kept.size == 0:
+            return Facts(**facts, finite=False, low=None, high=None, total=0.0)
+        with np.errstate(over="ignore"):
+            total = float(np.clip(kept.sum(), -1.7e308, 1.7e308))
+        clean = bool(finite.all())
+        return Facts(
+            **facts, finite=clean, low=float(kept.min()), high=float(kept.max()), total=total
+        )
+    return Facts(**facts, finite=True, low=float(array.min()), high=float(array.max()), total=total)
+
+
+def nested_array(value: Any) -> NDArray[Any]:
+    """Read a number or nested lists of numbers; refuse booleans, text, nulls and ragged rows.
+
+    Raises:
+        PydanticCustomError: with `at`, the index of the first entry at fault, in its context.
+    """
+    shape: list[int] = []
+    flat: Sequence[Any] = [value]
+    while flat and isinstance(flat[0], list):
+        if len(shape) == MAX_DEPTH:
+            raise PydanticCustomError("validation", f"more than {MAX_DEPTH} nested lists")
+        flat = _descend(flat, shape)
+    kinds = set(map(type, flat))
+    if not kinds <= {float, int}:
+        at = next(i for i, entry in enumerate(flat) if type(entry) not in (float, int))
+        code = "shape-mismatch" if isinstance(flat[at], list) else "validation"
+        raise PydanticCustomError(
+            code, "expected a number, received {got}",
+            {"got": _json_name(flat[at]), "at": list(map(int, np.unravel_index(at, shape or [1])))},
+        )  # fmt: skip
+    dtype = np.int64 if kinds == {int} and all(abs(i) < 2**63 for i in flat) else np.float64
+    array = np.fromiter(_floats(flat) if dtype is np.float64 else flat, dtype, len(flat))
+    return array.reshape(shape)
+
+
+def _descend(flat: Sequence[Any], shape: list[int]) -> list[Any]:
+    width = len(flat[0])
+    for index, row in enumerate(flat):
+        if not isinstance(row, list) or len(row) != width:
+            got = f"{len(row)} entries" if isinstance(row, list) else _json_name(row)
+            at = [int(i) for i in np.unravel_index(index, shape)] if shape else []
+            raise PydanticCustomError(
+                "shape-mismatch", "expected a list of {want} entries, received {got}",
+                {"want": width, "got": got, "at": at},
+            )  # fmt: skip
+    shape.append(width)
+    return list(itertools.chain.from_iterable(flat))
+
+
+def _floats(flat: Sequence[Any]) -> Iterator[float]:
+    for entry in flat:
+        try:
+            yield float(entry)
+        except OverflowError:
+            yield float("inf")
+
+
+def _json_name(value: Any) -> str:
+    names = {bool: "a boolean", str: "text", type(None): "null", dict: "an object", list: "a list"}
+    return names.get(type(value), type(value).__name__)

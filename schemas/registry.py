@@ -1,0 +1,16 @@
+"""Every routine of the service, one line each."""
+
+from schemas.routine import Routine
+from schemas.spatial import align
+from schemas.transport import exact, sinkhorn
+
+ROUTINES: dict[str, Routine] = {
+    routine.name: routine
+    for routine in (
+        Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE),
+        Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
+        Routine(
+            "transport.sinkhorn", sinkhorn.SinkhornRequest, sinkhorn.SinkhornResult, sinkhorn.EXAMPLE
+        ),
+    )
+}
