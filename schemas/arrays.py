@@ -196,12 +196,12 @@ _ANSWERED: dict[str, Any] = {
 class Request(Strict):
     """What every question may carry besides its own fields."""
 
-    seed: int = Field(0, ge=0, lt=2**63, description="Seed of everything random.")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random.")
     precision: Literal["auto", "float64", "float32"] = Field(
-        "auto", description="Floating-point format of the computation; auto is float64 on CPU."
+        default="auto",
+        description="Floating-point format of the computation; auto is float64 on CPU.",
     )
-    timeout_s: float | None = Field(
-        None, gt=0, le=86_400,
+    timeout_s: float | None = Field(default=None, gt=0, le=86_400,
         description="Seconds of running time after which the best answer so far is returned, "
         "with status `interrupted`; null sets no limit.",
     )  # fmt: skip

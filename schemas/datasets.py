@@ -18,8 +18,8 @@ class DatasetFacts(Strict):
     arrays: dict[str, list[int]] = Field(
         description="shape of each array; in .h5ad X, layers/*, obsm/*, obsp/*"
     )
-    obs: int | None = Field(None, description="rows (spots, cells) of an .h5ad")
-    var: int | None = Field(None, description="columns (genes) of an .h5ad")
+    obs: int | None = Field(default=None, description="rows (spots, cells) of an .h5ad")
+    var: int | None = Field(default=None, description="columns (genes) of an .h5ad")
     obs_columns: list[str] = []
     var_columns: list[str] = []
 

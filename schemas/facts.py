@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -59,7 +59,7 @@ def digest_of(array: NDArray[Any]) -> str:
 
 def facts_of(array: NDArray[Any]) -> Facts:
     """Measure an array once, when it is stored."""
-    facts = {"dtype": array.dtype.name, "shape": list(array.shape)}
+    facts: dict[str, Any] = {"dtype": array.dtype.name, "shape": list(array.shape)}
     if array.size == 0:
         return Facts(**facts, finite=True, low=None, high=None, total=0.0)
     with np.errstate(invalid="ignore", over="ignore"):
@@ -88,14 +88,15 @@ def nested_array(value: Any) -> NDArray[Any]:
     flat: Sequence[Any] = [value]
     while flat and isinstance(flat[0], list):
         if len(shape) == MAX_DEPTH:
-            raise PydanticCustomError("validation", f"more than {MAX_DEPTH} nested lists")
+            raise PydanticCustomError(
+                "validation", "more than {limit} nested lists", {"limit": MAX_DEPTH}
+            )
         flat = _descend(flat, shape)
     kinds = set(map(type, flat))
     if not kinds <= {float, int}:
         at = next(i for i, entry in enumerate(flat) if type(entry) not in (float, int))
-        code = "shape-mismatch" if isinstance(flat[at], list) else "validation"
         raise PydanticCustomError(
-            code, "expected a number, received {got}",
+            _code(flat[at]), "expected a number, received {got}",
             {"got": _json_name(flat[at]), "at": list(map(int, np.unravel_index(at, shape or [1])))},
         )  # fmt: skip
     dtype = np.int64 if kinds == {int} and all(abs(i) < 2**63 for i in flat) else np.float64
@@ -123,6 +124,10 @@ def _floats(flat: Sequence[Any]) -> Iterator[float]:
             yield float(entry)
         except OverflowError:
             yield float("inf")
+
+
+def _code(value: Any) -> Literal["shape-mismatch", "validation"]:
+    return "shape-mismatch" if isinstance(value, list) else "validation"
 
 
 def _json_name(value: Any) -> str:

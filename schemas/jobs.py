@@ -15,7 +15,9 @@ LIVE: tuple[State, ...] = ("queued", "running")
 class Progress(Strict):
     """How far a running job has come."""
 
-    fraction: float | None = Field(None, ge=0, le=1, description="null when it cannot be known")
+    fraction: float | None = Field(
+        default=None, ge=0, le=1, description="null when it cannot be known"
+    )
     iteration: int = Field(ge=0)
     residual: float | None = None
 
@@ -39,7 +41,7 @@ class JobRecord(Strict):
     created_at: str
     started_at: str | None = None
     finished_at: str | None = None
-    expires_at: str | None = Field(None, description="when the result will be dropped")
+    expires_at: str | None = Field(default=None, description="when the result will be dropped")
     attempt: int = Field(description="how often a worker has taken the job")
     max_attempts: int
     cancel_requested: bool = False
@@ -55,4 +57,4 @@ class JobList(Strict):
     """A page of jobs, newest first."""
 
     jobs: list[JobRecord]
-    next: str | None = Field(None, description="cursor of the next page")
+    next: str | None = Field(default=None, description="cursor of the next page")

@@ -19,8 +19,10 @@ class Failure(Strict):
     code: str
     detail: str
     errors: list[FieldError] = []
-    retry: bool = Field(False, description="the same question may succeed when asked again")
-    incident: str | None = Field(None, description="number under which the log has the details")
+    retry: bool = Field(default=False, description="the same question may succeed when asked again")
+    incident: str | None = Field(
+        default=None, description="number under which the log has the details"
+    )
 
 
 class Problem(Strict):
@@ -32,7 +34,7 @@ class Problem(Strict):
     detail: str = Field(description="what was received, what was expected, what to do next")
     instance: str = Field(description="URN of the request, as in the X-Request-ID header")
     errors: list[FieldError] = []
-    truncated: bool = Field(False, description="more than the listed errors were found")
-    total: int | None = Field(None, description="number of errors found, when truncated")
+    truncated: bool = Field(default=False, description="more than the listed errors were found")
+    total: int | None = Field(default=None, description="number of errors found, when truncated")
     retry: bool = False
     incident: str | None = None

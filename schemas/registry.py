@@ -10,7 +10,10 @@ ROUTINES: dict[str, Routine] = {
         Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE),
         Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
         Routine(
-            "transport.sinkhorn", sinkhorn.SinkhornRequest, sinkhorn.SinkhornResult, sinkhorn.EXAMPLE
+            "transport.sinkhorn",
+            sinkhorn.SinkhornRequest,
+            sinkhorn.SinkhornResult,
+            sinkhorn.EXAMPLE,
         ),
     )
 }

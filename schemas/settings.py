@@ -15,41 +15,73 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix=PREFIX, extra="forbid", frozen=True)
 
     redis_url: str = Field(
-        "", description="Redis >= 6.2 or Valkey to use; empty starts the embedded store."
+        default="", description="Redis >= 6.2 or Valkey to use; empty starts the embedded store."
     )
     data_dir: Path = Field(
-        Path(".brenier"), description="Where the embedded store keeps its files and its lock."
+        default=Path(".brenier"),
+        description="Where the embedded store keeps its files and its lock.",
     )
-    namespace: str = Field("brenier", pattern=r"^[a-z0-9-]+$", description="Prefix of every key.")
-    host: str = Field("127.0.0.1", description="Address of the gateway.")
-    port: int = Field(8000, ge=0, lt=65536, description="Port of the gateway; 0 picks a free one.")
+    namespace: str = Field(
+        default="brenier", pattern=r"^[a-z0-9-]+$", description="Prefix of every key."
+    )
+    host: str = Field(default="127.0.0.1", description="Address of the gateway.")
+    port: int = Field(
+        default=8000, ge=0, lt=65536, description="Port of the gateway; 0 picks a free one."
+    )
     api_keys: dict[str, str] = Field(
-        {}, description='Tenant -> SHA-256 of its key, as JSON; none: loopback only, no keys.'
+        default={},
+        description="Tenant -> SHA-256 of its key, as JSON; none: loopback only, no keys.",
     )
-    insecure: bool = Field(False, description="Listen beyond loopback although no key is set.")
-    workers: int = Field(1, ge=1, le=64, description="Worker processes that `brenier up` starts.")
-    threads: int = Field(0, ge=0, description="Threads per worker; 0 is cores / workers.")
-    device: str = Field("auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where to compute.")
-    lease_s: float = Field(15, ge=1, description="A worker silent for so long has lost its job.")
-    max_attempts: int = Field(3, ge=1, le=20, description="Workers a job may lose before it fails.")
+    insecure: bool = Field(
+        default=False, description="Listen beyond loopback although no key is set."
+    )
+    workers: int = Field(
+        default=1, ge=1, le=64, description="Worker processes that `brenier up` starts."
+    )
+    threads: int = Field(default=0, ge=0, description="Threads per worker; 0 is cores / workers.")
+    device: str = Field(
+        default="auto", pattern=r"^(auto|cpu|cuda(:\d+)?)$", description="Where to compute."
+    )
+    lease_s: float = Field(
+        default=15, ge=1, description="A worker silent for so long has lost its job."
+    )
+    max_attempts: int = Field(
+        default=3, ge=1, le=20, description="Workers a job may lose before it fails."
+    )
     cancel_grace_s: float = Field(
-        5, gt=0, description="A routine that ignores cancellation for so long is killed."
+        default=5, gt=0, description="A routine that ignores cancellation for so long is killed."
     )
-    watch_every_s: float = Field(0.2, gt=0, le=10, description="Interval of progress and flags.")
-    retention_s: int = Field(86_400, ge=1, description="Seconds that results and arrays are kept.")
-    tombstone_s: int = Field(604_800, ge=1, description="Seconds that expired jobs are remembered.")
-    wait_cap_s: float = Field(30, ge=0, le=300, description="Longest `Prefer: wait`.")
-    poll_cap_s: float = Field(60, ge=0, le=300, description="Longest `?wait=`.")
-    json_limit: int = Field(8 << 20, ge=1024, description="Largest JSON body, bytes.")
-    upload_limit: int = Field(256 << 20, ge=1024, description="Largest binary body, bytes.")
-    inline_limit: int = Field(4096, ge=0, description="Arrays up to so many entries travel inline.")
-    answer_limit: int = Field(4 << 20, ge=1024, description="Largest JSON answer, bytes.")
-    body_timeout_s: float = Field(30, gt=0, description="A body silent for so long is given up.")
-    queue_limit: int = Field(10_000, ge=1, description="Queued jobs beyond which 503 is answered.")
+    watch_every_s: float = Field(
+        default=0.2, gt=0, le=10, description="Interval of progress and flags."
+    )
+    retention_s: int = Field(
+        default=86_400, ge=1, description="Seconds that results and arrays are kept."
+    )
+    tombstone_s: int = Field(
+        default=604_800, ge=1, description="Seconds that expired jobs are remembered."
+    )
+    wait_cap_s: float = Field(default=30, ge=0, le=300, description="Longest `Prefer: wait`.")
+    poll_cap_s: float = Field(default=60, ge=0, le=300, description="Longest `?wait=`.")
+    json_limit: int = Field(default=8 << 20, ge=1024, description="Largest JSON body, bytes.")
+    upload_limit: int = Field(default=256 << 20, ge=1024, description="Largest binary body, bytes.")
+    inline_limit: int = Field(
+        default=4096, ge=0, description="Arrays up to so many entries travel inline."
+    )
+    answer_limit: int = Field(default=4 << 20, ge=1024, description="Largest JSON answer, bytes.")
+    body_timeout_s: float = Field(
+        default=30, gt=0, description="A body silent for so long is given up."
+    )
+    queue_limit: int = Field(
+        default=10_000, ge=1, description="Queued jobs beyond which 503 is answered."
+    )
     memory_limit: int = Field(
-        8 << 30, ge=1 << 20, description="Largest estimated working memory of one job, bytes."
+        default=8 << 30,
+        ge=1 << 20,
+        description="Largest estimated working memory of one job, bytes.",
     )
-    store_memory: int = Field(4 << 30, ge=1 << 24, description="Memory of the embedded store.")
+    store_memory: int = Field(
+        default=4 << 30, ge=1 << 24, description="Memory of the embedded store."
+    )
 
     @field_validator("api_keys")
     @classmethod

@@ -1,0 +1,1 @@
+"""Where numbers live and time passes: the queue, the devices, the processes."""

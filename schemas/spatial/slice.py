@@ -10,19 +10,20 @@ from schemas.datasets import Selection
 class Slice(Selection):
     """A tissue slice: the digest of an .h5ad file and the keys to read in it."""
 
-    spatial_key: str = Field("spatial", description="Key of the coordinates in `obsm`.")
-    layer: str | None = Field(None, description="Layer with the counts; null reads `X`.")
-    label_key: str | None = Field(None, description="Column of `obs` with labels, for scores.")
-    unlabelled: list[str] = Field(
-        ["unassigned", "undetermined"], description="Labels that mean: no label."
+    spatial_key: str = Field(default="spatial", description="Key of the coordinates in `obsm`.")
+    layer: str | None = Field(default=None, description="Layer with the counts; null reads `X`.")
+    label_key: str | None = Field(
+        default=None, description="Column of `obs` with labels, for scores."
     )
+    unlabelled: list[str] = Field(default=["unassigned"], description="Labels that mean: no label.")
     landmark_key: str | None = Field(
-        None, description="Key in `obsm` of positions in a frame shared by the slices, for scores."
+        default=None,
+        description="Key in `obsm` of positions in a frame shared by the slices, for scores.",
     )
     batch_key: str | None = Field(
-        None, description="Column of `obs` that tells several slices in one file apart."
+        default=None, description="Column of `obs` that tells several slices in one file apart."
     )
-    batch: str | None = Field(None, description="Value of that column: the slice to read.")
+    batch: str | None = Field(default=None, description="Value of that column: the slice to read.")
 
     @model_validator(mode="after")
     def _keys_exist(self, info: ValidationInfo) -> "Slice":

@@ -51,7 +51,9 @@ class Certificate(Strict):
 
     marginal_error_a: float = Field(description="`|P 1 - a|_1`, recomputed in float64 from f and g")
     marginal_error_b: float = Field(description="`|P^T 1 - b|_1`, likewise")
-    dual_value: float = Field(description="value of the dual at (f, g): a lower bound of the optimum")
+    dual_value: float = Field(
+        description="value of the dual at (f, g): a lower bound of the optimum"
+    )
     duality_gap: float = Field(
         description="objective at the feasible rounding of the plan minus dual_value: the optimum "
         "lies within this distance"

@@ -1,0 +1,122 @@
+"""Alignment of two tissue slices."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
+from schemas.samples import sample
+from schemas.sparse import SparsePlan
+from schemas.spatial.expression import Expression
+from schemas.spatial.slice import Slice
+
+
+class AlignRequest(Request):
+    """Align two tissue slices by fused Gromov-Wasserstein transport.
+
+    Minimises `(1 - alpha) <M, P> + alpha sum (D_ii' - D'_jj')^2 P_ij P_i'j'` over couplings P of
+    the spots, M the expression dissimilarity and D, D' the distances within each slice.
+    """
+
+    source: Slice = Field(description="The slice that moves.")
+    target: Slice = Field(description="The slice that stays; its frame and unit are kept.")
+    alpha: float = Field(
+        0.1, ge=0, le=1, description="0 compares expression alone, 1 geometry alone."
+    )
+    expression: Expression = Field(default_factory=Expression)
+    scale: Literal["auto", "pitch", "none"] = Field(
+        "auto",
+        description="Unit of distances: none takes coordinates as they are, pitch divides each "
+        "slice by its median spacing, auto is none when both spacings lie in [1/2, 2].",
+    )
+    init: Literal["multi", "product"] = Field(
+        "multi", description="multi: many starts, screened; product: the plan a b^T alone."
+    )
+    effort: Literal["default", "fast"] = Field(
+        "default", description="fast leaves out the polish around the best start."
+    )
+    allow_reflection: bool = Field(
+        False, description="Return a mirrored alignment when it is the better one."
+    )
+    tol: float = Field(
+        1e-9, gt=0, lt=1, description="Stop when the objective falls by less, absolute or relative."
+    )
+    max_iter: int = Field(200, ge=1, le=100_000, description="Conditional-gradient steps a start.")
+
+
+class Start(Strict):
+    """One start of the search and what became of it."""
+
+    name: str
+    stage: str = Field(description="stage at which it was dropped, or `winner`")
+    value: float = Field(description="objective when it was last looked at")
+    determinant: float = Field(description="+1 proper, -1 mirrored: sign of its Procrustes fit")
+
+
+class Scores(Strict):
+    """How well labels and landmarks agree; null where the slices carry none."""
+
+    label_accuracy: float | None = Field(description="mass between spots of equal label")
+    label_accuracy_best_possible: float | None = Field(
+        description="largest that any coupling of the two compositions reaches"
+    )
+    label_accuracy_random: float | None = Field(description="of the product plan")
+    landmark_error_median: float | None = Field(description="in pitches of the landmark frame")
+    landmark_error_mean: float | None = Field(description="in pitches of the landmark frame")
+
+
+class Certificate(Strict):
+    """What shows that the plan is feasible and stationary, and the motion well defined."""
+
+    marginal_error_a: float = Field(description="`|P 1 - a|_1`")
+    marginal_error_b: float = Field(description="`|P^T 1 - b|_1`")
+    frank_wolfe_gap: float = Field(
+        description="`<gradient, P - V>` for the best vertex V: 0 at a stationary point"
+    )
+    value_difference: float = Field(
+        description="objective of the iteration minus objective recomputed from its formula"
+    )
+    mirrored_value: float | None = Field(description="best objective of a mirrored alignment")
+    mirrored_margin: float | None = Field(
+        description="mirrored_value / proper value - 1; negative says that a slice is mirrored"
+    )
+    singular_ratio: float = Field(
+        description="second over first singular value of the Procrustes matrix; near 1 or 0 the "
+        "rotation is ill determined"
+    )
+
+
+class AlignResult(Result):
+    """The matching of spots, the rigid motion that follows from it, and how good both are."""
+
+    renders = ("png", "svg", "h5ad")
+
+    plan: SparsePlan = Field(description="Coupling of spots, in rows of the files.")
+    aligned: Annotated[ArrayRef, Dims("n 2")] = Field(
+        description="Source coordinates moved into the target's frame, in rows of the file."
+    )
+    transform: Annotated[ArrayRef, Dims("3 3")] = Field(
+        description="Homogeneous matrix that maps original source coordinates to `aligned`."
+    )
+    value: float = Field(description="Objective, recomputed from the formula at the plan.")
+    transport_cost: float = Field(description="Expression term `<M, P>`.")
+    distortion: float = Field(description="Geometry term.")
+    kept_source: Annotated[ArrayRef, Dims("p")] = Field(description="Source rows after filtering.")
+    kept_target: Annotated[ArrayRef, Dims("q")] = Field(description="Target rows after filtering.")
+    genes: int = Field(description="Number of common genes used.")
+    scale_used: Literal["pitch", "none"]
+    pitch_source: float = Field(description="Median spacing of the source, in its unit.")
+    pitch_target: float = Field(description="Median spacing of the target, in its unit.")
+    reflected: bool = Field(description="The transform contains a reflection.")
+    rotation_degrees: float = Field(description="Counter-clockwise angle of the motion.")
+    starts: list[Start]
+    scores: Scores
+    certificate: Certificate
+
+
+EXAMPLE = {
+    "source": {"dataset": sample("section_1.h5ad"), "label_key": "domain",
+               "landmark_key": "tissue"},
+    "target": {"dataset": sample("section_2.h5ad"), "label_key": "domain",
+               "landmark_key": "tissue"},
+}  # fmt: skip
