@@ -25,6 +25,9 @@ MASS_MISMATCH = 1e-6
 # Rounding of sums over the n + m - 1 basic entries, with room: a wrong answer misses by far more.
 SUM_ROUNDING = 1e-9
 
+# Masses are rounded to whole multiples of this share of their total (see `_in_grains`).
+GRAIN = 2.0**-52
+
 _OPTIMAL, _PIVOTS_SPENT = 1, 3  # result codes of the compiled solver
 
 
@@ -74,7 +77,7 @@ def network_simplex(
     Shapes: a (n,), b (m,), C (n, m); any floating dtype, solved in float64 on the CPU.
 
     Args:
-        a: masses of the sources, non-negative; a zero means the row is absent.
+        a: masses of the sources, non-negative; below 2^-52 of the total means the row is absent.
         b: masses of the targets; scaled to the total of `a` when the two differ by rounding.
         C: costs, finite, of any sign.
         warm: potentials (f, g) of a nearby problem: the first basis is built along the entries
@@ -96,7 +99,7 @@ def network_simplex(
     a, b, C = _float64(a), _float64(b), _float64(C)
     _check(a, b, C)
     total = a.sum()
-    p, q = a / total, b / b.sum()
+    p, q = _in_grains(a / total), _in_grains(b / b.sum())
     f0, g0 = (None, None) if warm is None else (_float64(warm[0]), _float64(warm[1]))
     alive = np.flatnonzero(p), np.flatnonzero(q)
     some_absent = len(alive[0]) < len(p) or len(alive[1]) < len(q)
@@ -137,6 +140,21 @@ def _float64(x: Numbers) -> NDArray[np.float64]:
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
     return np.ascontiguousarray(x, dtype=np.float64)
+
+
+def _in_grains(p: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Round masses of total 1 to whole grains of 2^-52, by largest remainders: total exactly 1.
+
+    Sums and differences of grains are exact, so flows carry no rounding at all. Without this the
+    compiled solver now and then ends as infeasible: it tests left-over flows against 1e-15.
+    """
+    grains = np.floor(p / GRAIN)
+    short = round(1 / GRAIN - grains.sum())
+    if 0 <= short <= len(p):
+        grains[np.argsort(grains - p / GRAIN, kind="stable")[:short]] += 1
+    else:
+        grains[grains.argmax()] += short
+    return grains * GRAIN
 
 
 def _check(a: NDArray[np.float64], b: NDArray[np.float64], C: NDArray[np.float64]) -> None:

@@ -82,6 +82,7 @@ class Claim:
     kind: Kind
     request: dict[str, Any]
     queue_ms: float
+    tenant: str
 
 
 @dataclass(frozen=True)
@@ -140,13 +141,13 @@ class Ledger:
             },
         )
 
-    def get(self, digests: Sequence[str]) -> Call[dict[str, np.ndarray]]:
-        """Fetch arrays; unknown digests are left out."""
+    def get(self, digests: Sequence[str]) -> Call[dict[str, Stored]]:
+        """Fetch arrays with their facts; unknown digests are left out."""
         commands = [("HMGET", f"{self.prefix}array:{d}", "facts", "data") for d in digests]
         return Call(
             commands,
             lambda replies: {
-                d: _array(r) for d, r in zip(digests, replies, strict=True) if r[0] is not None
+                d: _array(d, r) for d, r in zip(digests, replies, strict=True) if r[0] is not None
             },
         )
 
@@ -265,7 +266,7 @@ class Ledger:
             verdict, *rest = replies[0]
             if _text(verdict) != "claimed":
                 return None
-            attempt, (routine, kind, request, created, started) = rest
+            attempt, (routine, kind, request, created, started, tenant) = rest
             return Claim(
                 id=job,
                 token=token,
@@ -274,6 +275,7 @@ class Ledger:
                 kind=_text(kind),  # pyright: ignore[reportArgumentType] - written by submit
                 request=orjson.loads(request),
                 queue_ms=float(started) - float(created),
+                tenant=_text(tenant),
             )
 
         return Call([self._script("claim", job, token, self._lease_ms, worker)], read)
@@ -488,9 +490,9 @@ def record(job: str, tenant: str, fields: Fields) -> JobRecord | None:
     )
 
 
-def _array(reply: list[bytes]) -> np.ndarray:
-    facts = orjson.loads(reply[0])
-    return np.frombuffer(reply[1], dtype=facts["dtype"]).reshape(facts["shape"])
+def _array(digest: str, reply: list[bytes]) -> Stored:
+    facts = Facts.model_validate_json(reply[0])
+    return Stored(digest, facts, np.frombuffer(reply[1], dtype=facts.dtype).reshape(facts.shape))
 
 
 def _when(ms: str) -> str | None:

@@ -128,3 +128,15 @@ def test_questions_without_an_answer(field, change):
     with pytest.raises(IllPosed) as caught:
         network_simplex(*change(*problem(8, 4, 5)))
     assert caught.value.field == field
+
+
+@pytest.mark.parametrize(("n", "m"), [(254, 250), (293, 268), (441, 467)])
+def test_equal_weights_never_look_infeasible(n, m):
+    # uniform masses 1/n against 1/m leave rounding that the compiled solver took for infeasibility
+    rng = np.random.default_rng(n)
+    a, b = np.full(n, 1 / n), np.full(m, 1 / m)
+    for _ in range(5):
+        C = ((rng.random((n, 1, 2)) - rng.random((1, m, 2))) ** 2).sum(2) + rng.random((n, m))
+        vertex = network_simplex(a, b, C)
+        off = np.abs(np.bincount(vertex.rows, vertex.mass, n) - a).sum()
+        assert off < ROUNDING

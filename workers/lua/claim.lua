@@ -15,4 +15,4 @@ redis.call('HSET', job, 'status', 'running', 'token', token, 'lease', now + leas
 redis.call('ZREM', p .. 'idx:queued', id)
 redis.call('ZADD', p .. 'idx:running', now + lease, id)
 redis.call('PUBLISH', p .. 'job:' .. id, 'running')
-return {'claimed', attempt, redis.call('HMGET', job, 'routine', 'kind', 'request', 'created', 'started')}
+return {'claimed', attempt, redis.call('HMGET', job, 'routine', 'kind', 'request', 'created', 'started', 'tenant')}
