@@ -16,6 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     from ot.lp.emd_wrap import emd_c
 
+Array = NDArray[np.float64]
 Numbers = NDArray[np.floating] | Tensor
 
 # Pivots spent on 5,000 x 5,000 are about 1e6: this cap only stops a solver that cycles.
@@ -96,57 +97,66 @@ def network_simplex(
         Bonneel, van de Panne, Paris, Heidrich 2011, doi:10.1145/2070781.2024192 (the solver);
         Peyre, Cuturi 2019, arXiv:1803.00567, section 3.5 (the algorithm).
     """
-    a, b, C = _float64(a), _float64(b), _float64(C)
-    _check(a, b, C)
+    a, b, cost = _float64(a), _float64(b), _float64(C)
+    _check(a, b, cost)
+    p, q = _in_grains(a / a.sum()), _in_grains(b / b.sum())
+    low, unit = _range(cost)
+    duals = None
+    if warm is not None:
+        duals = (_float64(warm[0]) - low) / unit, _float64(warm[1]) / unit
+    P, f, g = _solve(p, q, (cost - low) / unit, duals, max_iter)
+    flat = np.flatnonzero(P)  # (n, m) -> (nnz,)
+    mass = P.ravel()[flat]
+    transport_cost = float(mass @ cost.ravel()[flat])
+    _certify(P, p, q, transport_cost, (f, g), (low, unit))
+    rows, cols = np.divmod(flat, len(q))
     total = a.sum()
-    p, q = _in_grains(a / total), _in_grains(b / b.sum())
-    f0, g0 = (None, None) if warm is None else (_float64(warm[0]), _float64(warm[1]))
-    alive = np.flatnonzero(p), np.flatnonzero(q)
-    some_absent = len(alive[0]) < len(p) or len(alive[1]) < len(q)
-    if some_absent and f0 is not None and g0 is not None:
-        f0, g0 = f0[alive[0]], g0[alive[1]]
-    P, cost, f, g, code = emd_c(
-        p[alive[0]] if some_absent else p,
-        q[alive[1]] if some_absent else q,
-        np.ascontiguousarray(C[np.ix_(*alive)]) if some_absent else C,
-        max_iter,
-        1,
-        f0,
-        g0,
+    return Vertex(
+        torch.from_numpy(rows),
+        torch.from_numpy(cols),
+        torch.from_numpy(mass * total),
+        torch.from_numpy(f * unit + low),
+        torch.from_numpy(g * unit),
+        torch.tensor(total * transport_cost, dtype=torch.float64),
     )
+
+
+def _solve(
+    p: Array, q: Array, C: Array, duals: tuple[Array, Array] | None, max_iter: int
+) -> tuple[Array, Array, Array]:
+    """Call the compiled solver on the rows and columns that carry mass; fill in the absent."""
+    alive = np.ix_(np.flatnonzero(p), np.flatnonzero(q))
+    rows, cols = alive[0].ravel(), alive[1].ravel()
+    whole = len(rows) == len(p) and len(cols) == len(q)
+    f, g = (None, None) if duals is None else (duals[0][rows], duals[1][cols])
+    P, _, f, g, code = emd_c(p[rows], q[cols], C if whole else C[alive], max_iter, 1, f, g)
     if code == _PIVOTS_SPENT:
         raise NotOptimal(max_iter)
     if code != _OPTIMAL:
         raise ArithmeticError(f"the network simplex ended with code {code} on checked input")
-    flat = np.flatnonzero(P)  # (n, m) -> (nnz,)
-    rows, cols = np.divmod(flat, P.shape[1])
-    mass = P.ravel()[flat]
-    if some_absent:
-        rows, cols = alive[0][rows], alive[1][cols]
-        f, g = _c_transforms(C, f, g, alive)
-    vertex = Vertex(
-        torch.from_numpy(rows),
-        torch.from_numpy(cols),
-        torch.from_numpy(mass * total),
-        torch.from_numpy(f),
-        torch.from_numpy(g),
-        torch.tensor(cost * total, dtype=torch.float64),
-    )
-    _certify(vertex, p, q, float(total), float(np.abs(C).max()))
-    return vertex
+    if whole:
+        return P, f, g
+    spread = np.zeros_like(C)
+    spread[alive] = P
+    # c-transforms, first of the absent rows, then of the absent columns: f (+) g <= C everywhere
+    f_all = (C[:, cols] - g).min(1)  # (n, m') -> (n,)
+    f_all[rows] = f
+    g_all = (C - f_all[:, None]).min(0)  # (n, m) -> (m,)
+    g_all[cols] = g
+    return spread, f_all, g_all
 
 
-def _float64(x: Numbers) -> NDArray[np.float64]:
+def _float64(x: Numbers) -> Array:
     if isinstance(x, Tensor):
         x = x.detach().cpu().numpy()
     return np.ascontiguousarray(x, dtype=np.float64)
 
 
-def _in_grains(p: NDArray[np.float64]) -> NDArray[np.float64]:
+def _in_grains(p: Array) -> Array:
     """Round masses of total 1 to whole grains of 2^-52, by largest remainders: total exactly 1.
 
-    Sums and differences of grains are exact, so flows carry no rounding at all. Without this the
-    compiled solver now and then ends as infeasible: it tests left-over flows against 1e-15.
+    Sums and differences of grains are exact, so flows carry no rounding. Without this a few
+    hundred equal masses look infeasible: the solver tests their signed sum against 2e-15.
     """
     grains = np.floor(p / GRAIN)
     short = round(1 / GRAIN - grains.sum())
@@ -157,7 +167,18 @@ def _in_grains(p: NDArray[np.float64]) -> NDArray[np.float64]:
     return grains * GRAIN
 
 
-def _check(a: NDArray[np.float64], b: NDArray[np.float64], C: NDArray[np.float64]) -> None:
+def _range(C: Array) -> tuple[float, float]:
+    """Find the least cost and a power of two above the spread of costs.
+
+    The solver prices its artificial arcs at (largest cost + 1) (n + m): too cheap when costs are
+    very negative, which ends as infeasible, and too dear when all are tiny, which drowns them.
+    """
+    low = float(C.min())
+    spread = float(C.max()) - low
+    return low, float(2.0 ** np.frexp(spread)[1]) if spread > 0 else 1.0
+
+
+def _check(a: Array, b: Array, C: Array) -> None:
     """Refuse what has no optimal plan; the compiled solver would answer with zeros."""
     if C.shape != (len(a), len(b)):
         raise IllPosed("C", f"shape {C.shape}; expected ({len(a)}, {len(b)}), the sizes of a and b")
@@ -170,28 +191,17 @@ def _check(a: NDArray[np.float64], b: NDArray[np.float64], C: NDArray[np.float64
         raise IllPosed("b", f"total mass {b.sum():.9g}; expected that of a, {a.sum():.9g}")
 
 
-def _c_transforms(
-    C: NDArray[np.float64],
-    f: NDArray[np.float64],
-    g: NDArray[np.float64],
-    alive: tuple[NDArray[np.intp], NDArray[np.intp]],
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Extend potentials to absent rows, then to absent columns: f (+) g <= C everywhere."""
-    rows, cols = alive
-    f_all = (C[:, cols] - g).min(1)  # (n, m') -> (n,)
-    f_all[rows] = f
-    g_all = (C - f_all[:, None]).min(0)  # (n, m) -> (m,)
-    g_all[cols] = g
-    return f_all, g_all
-
-
 def _certify(
-    vertex: Vertex, p: NDArray[np.float64], q: NDArray[np.float64], total: float, largest: float
+    P: Array,
+    p: Array,
+    q: Array,
+    cost: float,
+    duals: tuple[Array, Array],
+    scale: tuple[float, float],
 ) -> None:
     """Hold the solver to its word: both marginals, and strong duality, up to summation."""
-    rows, cols, mass = vertex.rows.numpy(), vertex.cols.numpy(), vertex.mass.numpy() / total
-    off = np.abs(np.bincount(rows, mass, len(p)) - p).sum()
-    off += np.abs(np.bincount(cols, mass, len(q)) - q).sum()
-    gap = float(vertex.transport_cost) / total - p @ vertex.f.numpy() - q @ vertex.g.numpy()
-    if off > SUM_ROUNDING or abs(gap) > SUM_ROUNDING * largest:
+    low, unit = scale
+    off = np.abs(P.sum(1) - p).sum() + np.abs(P.sum(0) - q).sum()
+    gap = (cost - low) / unit - p @ duals[0] - q @ duals[1]
+    if off > SUM_ROUNDING or abs(gap) > SUM_ROUNDING:
         raise ArithmeticError(f"network simplex: marginals off by {off:.1e}, duality by {gap:.1e}")

@@ -140,3 +140,18 @@ def test_equal_weights_never_look_infeasible(n, m):
         vertex = network_simplex(a, b, C)
         off = np.abs(np.bincount(vertex.rows, vertex.mass, n) - a).sum()
         assert off < ROUNDING
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 2**31), st.integers(-40, 40), st.floats(-1e3, 1e3))
+def test_shifting_and_scaling_costs_keeps_the_plan(seed, power, shift):
+    # very negative costs once ended as infeasible, tiny ones lost all digits
+    a, b, C = problem(seed, 8, 9)
+    plain = network_simplex(a, b, C)
+    unit = 2.0**power
+    scaled = network_simplex(a, b, unit * C)
+    assert torch.equal(plain.mass, scaled.mass)
+    assert torch.equal(plain.f * unit, scaled.f)
+    shifted = network_simplex(a, b, C + shift)
+    expected = plain.transport_cost.item() + shift
+    assert abs(shifted.transport_cost.item() - expected) < ROUNDING * max(1, abs(shift))
