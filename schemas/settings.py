@@ -1,12 +1,16 @@
 """The environment, read once by each process and passed down as an argument."""
 
+import hashlib
+import json
 import os
+import re
 from pathlib import Path
 
 from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 PREFIX = "BRENIER_"
+PLAIN = re.compile(r"[A-Za-z0-9/._-]{1,103}")  # what a socket address can hold, no URL quoting
 
 
 class Settings(BaseSettings):
@@ -106,5 +110,22 @@ class Settings(BaseSettings):
 
     @property
     def socket(self) -> Path:
-        """Return the path of the embedded store's unix socket."""
-        return self.data_dir.resolve() / "v.sock"
+        """Return the path of the embedded store's unix socket.
+
+        Paths that are too long for a socket, or need quoting in a URL, give way to a short one that
+        every process derives alike, in a directory that only this user can enter.
+        """
+        home = self.data_dir.resolve()
+        path = home / "v.sock"
+        if PLAIN.fullmatch(str(path)):
+            return path
+        name = hashlib.sha256(os.fsencode(home)).hexdigest()[:16]
+        return Path("/tmp", f"brenier-{os.getuid()}", f"{name}.sock")
+
+    def environment(self) -> dict[str, str]:
+        """Write the environment of a child process that is to read these settings."""
+        values = self.model_dump(mode="json") | {"data_dir": str(self.data_dir.resolve())}
+        kept = {k: v for k, v in os.environ.items() if not k.upper().startswith(PREFIX)}
+        for name, value in values.items():
+            kept[f"{PREFIX}{name}".upper()] = value if isinstance(value, str) else json.dumps(value)
+        return kept
