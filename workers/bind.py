@@ -1,0 +1,132 @@
+"""Wire to mathematics and back: the mirror between `schemas` and `algorithms`, carried out.
+
+`schemas.F.R.Model` becomes `algorithms.F.R.Model`, field by field; arrays become tensors on the
+chosen device; selections of uploaded files become what their loader builds. On the way back
+dataclasses become JSON, tensors become stored arrays.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from importlib import import_module
+from typing import Any
+
+import torch
+from pydantic import BaseModel
+
+from algorithms.iterate import Stop
+from schemas.arrays import ArrayRef, Request
+from schemas.datasets import Selection
+from schemas.facts import Stored, stored
+from schemas.routine import Routine
+from workers.place import Place
+
+Load = Callable[[Selection, str], Any]
+
+
+class NotFinite(ArithmeticError):
+    """A field of an answer holds NaN or infinity."""
+
+    def __init__(self, field: str) -> None:
+        super().__init__(field)
+        self.field = field
+
+
+def target(routine: Routine) -> Callable[..., Any]:
+    """Find the function that a routine is named after."""
+    name = routine.name.split(".")[-1]
+    return getattr(import_module(f"algorithms.{routine.name}"), name)
+
+
+def mirror(model: type[BaseModel]) -> type[Any]:
+    """Find the dataclass that a nested model is the image of."""
+    module = import_module(model.__module__.replace("schemas", "algorithms", 1))
+    return getattr(module, model.__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Binder:
+    """Turn one validated question into the arguments of its function."""
+
+    arrays: Mapping[str, Stored]
+    place: Place
+    load: Load
+
+    def arguments(self, request: Request) -> dict[str, Any]:
+        """Bind every field of the question that is its own."""
+        own = [name for name in type(request).model_fields if name not in Request.model_fields]
+        return {name: self._value(getattr(request, name), name) for name in own}
+
+    def tensor(self, ref: ArrayRef) -> torch.Tensor:
+        """Bring an array to the device; numbers take the chosen floating-point format."""
+        array = self.arrays[ref.digest].array
+        return torch.tensor(array, device=self.place.device).to(self.place.dtype)
+
+    def _value(self, value: Any, path: str) -> Any:
+        if isinstance(value, ArrayRef):
+            return self.tensor(value)
+        if isinstance(value, Selection):
+            return self.load(value, path)
+        if isinstance(value, BaseModel):
+            kind = mirror(type(value))
+            names = [field.name for field in dataclasses.fields(kind)]
+            return kind(**{n: self._value(getattr(value, n), f"{path}.{n}") for n in names})
+        if isinstance(value, list):
+            return tuple(self._value(item, f"{path}.{i}") for i, item in enumerate(value))
+        return value
+
+
+class Encoder:
+    """Turn an answer into JSON with references, collecting the arrays to be stored."""
+
+    def __init__(self, inline_limit: int) -> None:
+        """Arrays of at most `inline_limit` entries also travel inside the JSON."""
+        self.arrays: dict[str, Stored] = {}
+        self._limit = inline_limit
+
+    def answer(self, answer: Any) -> dict[str, Any]:
+        """Write a routine's dataclass: its stop is spread out, its cautions are the warnings.
+
+        Raises:
+            NotFinite: when a number or an array entry is NaN or infinite.
+        """
+        fields = {f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)}
+        stop: Stop = fields.pop("stop")
+        cautions = fields.pop("cautions", ())
+        return {
+            **{name: self.value(value, name) for name, value in fields.items()},
+            **self.value(stop, "stop"),
+            "warnings": [self.value(c, "cautions") for c in cautions],
+        }
+
+    def value(self, value: Any, path: str) -> Any:
+        """Write one value, whatever it is made of."""
+        if isinstance(value, torch.Tensor):
+            value = value.detach()
+            return self.value(value.item(), path) if value.ndim == 0 else self.array(value, path)
+        if dataclasses.is_dataclass(value):
+            names = [f.name for f in dataclasses.fields(value)]
+            return {n: self.value(getattr(value, n), f"{path}.{n}") for n in names}
+        if isinstance(value, tuple | list):
+            return [self.value(item, f"{path}.{i}") for i, item in enumerate(value)]
+        if isinstance(value, dict):
+            return {k: self.value(v, f"{path}.{k}") for k, v in value.items()}
+        if isinstance(value, float) and not math.isfinite(value):
+            raise NotFinite(path)
+        return value
+
+    def array(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
+        """Store a tensor and refer to it; `values` only when it is small."""
+        item = stored(tensor.contiguous().cpu().numpy())
+        if not item.facts.finite:
+            raise NotFinite(path)
+        self.arrays[item.digest] = item
+        reference: dict[str, Any] = {
+            "digest": item.digest,
+            "dtype": item.facts.dtype,
+            "shape": item.facts.shape,
+            "href": f"/v1/arrays/{item.digest}",
+        }
+        if item.array.size <= self._limit:
+            reference["values"] = item.array
+        return reference

@@ -1,0 +1,101 @@
+"""Read what questions select from uploaded files."""
+
+import io
+import tempfile
+from collections.abc import Callable
+from typing import Any
+
+import anndata
+import numpy as np
+import pandas as pd
+import torch
+from scipy.sparse import csr_matrix
+
+import schemas.spatial.slice
+from algorithms.errors import IllPosed
+from algorithms.spatial.slice import Slice
+from schemas.datasets import Selection
+
+
+def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Slice:
+    """Read a tissue slice from the bytes of an .h5ad file.
+
+    Raises:
+        IllPosed: when names are not unique, a batch is unknown or counts are not finite.
+    """
+    data = read_h5ad(raw, f"{field}.dataset")
+    if asked.batch_key is not None:
+        batches = data.obs[asked.batch_key].astype(str)
+        if asked.batch not in set(batches):
+            known = ", ".join(sorted(set(batches))[:20])
+            raise IllPosed(f"{field}.batch", f"no batch {asked.batch}; there are {known}")
+        data = data[(batches == asked.batch).to_numpy()]
+    for names, what, call in (
+        (data.var_names, "gene", "var_names_make_unique"),
+        (data.obs_names, "spot", "obs_names_make_unique"),
+    ):
+        if not names.is_unique:
+            twice = names[names.duplicated()][0]
+            raise IllPosed(f"{field}.dataset", f"{what} name {twice} occurs twice; call {call}()")
+    return Slice(
+        counts=_counts(data, asked.layer, field),
+        coordinates=_plane(data, asked.spatial_key, f"{field}.spatial_key"),
+        genes=tuple(map(str, data.var_names)),
+        ids=tuple(map(str, data.obs_names)),
+        labels=_labels(data, asked.label_key, asked.unlabelled),
+        landmarks=_plane(data, asked.landmark_key, f"{field}.landmark_key")
+        if asked.landmark_key
+        else None,
+    )
+
+
+LOADERS: dict[type[Selection], Callable[[Any, bytes, str], Any]] = {
+    schemas.spatial.slice.Slice: load_slice
+}
+
+
+def read_h5ad(raw: bytes, field: str) -> anndata.AnnData:
+    """Read a whole .h5ad file from memory."""
+    with tempfile.NamedTemporaryFile(suffix=".h5ad") as file:
+        file.write(raw)
+        file.flush()
+        try:
+            return anndata.read_h5ad(file.name)
+        except (OSError, KeyError, ValueError, TypeError, AttributeError) as error:
+            raise IllPosed(field, f"the file cannot be read as AnnData: {error}") from error
+
+
+def write_h5ad(data: anndata.AnnData) -> bytes:
+    """Write an .h5ad file into memory."""
+    with tempfile.NamedTemporaryFile(suffix=".h5ad") as file:
+        data.write_h5ad(file.name, compression="gzip")
+        return io.FileIO(file.name).readall()
+
+
+def _counts(data: anndata.AnnData, layer: str | None, field: str) -> csr_matrix:
+    matrix = data.X if layer is None else data.layers[layer]
+    name = f"{field}.layer" if layer else f"{field}.dataset"
+    if matrix is None:
+        raise IllPosed(name, f"the file has no X; its layers are {', '.join(data.layers)}")
+    counts = csr_matrix(matrix, dtype=np.float64)
+    if not np.isfinite(counts.data).all():
+        raise IllPosed(name, "the counts hold NaN or infinity", code="non-finite-number")
+    return counts
+
+
+def _plane(data: anndata.AnnData, key: str, field: str) -> torch.Tensor:
+    places = np.asarray(data.obsm[key])
+    if places.ndim != 2 or places.shape[1] < 2 or places.dtype.kind not in "fiu":
+        raise IllPosed(field, f"expected two coordinate columns, found shape {places.shape}")
+    return torch.tensor(places[:, :2].astype(np.float64))
+
+
+def _labels(
+    data: anndata.AnnData, key: str | None, unlabelled: list[str]
+) -> tuple[str | None, ...] | None:
+    if key is None:
+        return None
+    return tuple(
+        None if pd.isna(label) or str(label) in unlabelled else str(label)
+        for label in data.obs[key]
+    )
