@@ -1,0 +1,73 @@
+"""What every transport routine asks: that weights are measures and costs are numbers."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithms.errors import Caution, IllPosed
+from algorithms.geometry import CostMatrix, Geometry
+
+# Masses that differ by less, relatively, are the same mass after rounding: float32 sums reach 1e-6.
+SAME_MASS = 1e-5
+
+
+def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
+    """Evaluate the cost matrix, or say which input kept it from being finite."""
+    inputs = {"C": geometry.C} if isinstance(geometry, CostMatrix) else _clouds(geometry)
+    for name, values in inputs.items():
+        if not values.shape[0] or not values.shape[1]:
+            raise IllPosed(f"geometry.{name}", f"is empty, shape {tuple(values.shape)}")
+        if not bool(values.isfinite().all()):
+            raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
+    C = geometry.matrix()
+    if not bool(C.isfinite().all()):
+        raise IllPosed("geometry", f"costs overflow {C.dtype}; rescale the points")
+    return C
+
+
+def _clouds(geometry: Geometry) -> dict[str, Tensor]:
+    assert not isinstance(geometry, CostMatrix)
+    x, y = geometry.x, geometry.y
+    if x.shape[1] != y.shape[1]:
+        raise IllPosed("geometry.y", f"has {y.shape[1]} coordinates a point; x has {x.shape[1]}")
+    return {"x": x, "y": y}
+
+
+def weights(
+    field: str, w: Float[Tensor, "k"] | None, points: int, C: Float[Tensor, "n m"]
+) -> Float[Tensor, "k"]:
+    """Return `w` in the type of C, or uniform weights of mass one; refuse what is not a measure."""
+    if w is None:
+        return torch.full((points,), 1 / points, dtype=C.dtype, device=C.device)
+    if w.shape != (points,):
+        raise IllPosed(field, f"has {w.shape[0]} weights for {points} points")
+    if not bool(w.isfinite().all()) or bool((w < 0).any()):
+        raise IllPosed(field, "has negative or non-finite weights; all must be finite and >= 0")
+    if not bool((w > 0).any()):
+        raise IllPosed(field, "has no mass; at least one weight must be positive")
+    return w.to(C)
+
+
+def same_mass(
+    a: Float[Tensor, "n"], b: Float[Tensor, "m"]
+) -> tuple[Float[Tensor, "m"], tuple[Caution, ...]]:
+    """Rescale b to the mass of a where they differ by rounding; refuse where by more."""
+    mass_a, mass_b = (
+        float(a.detach().sum(dtype=torch.float64)),
+        float(b.detach().sum(dtype=torch.float64)),
+    )
+    apart = abs(mass_a - mass_b) / max(mass_a, mass_b)
+    if apart > SAME_MASS:
+        raise IllPosed(
+            "b",
+            f"has mass {mass_b:.9g} and a has {mass_a:.9g}; balanced transport needs equal masses:"
+            " normalise both, or ask for an unbalanced problem",
+        )
+    if apart <= (len(a) + len(b)) ** 0.5 * torch.finfo(a.dtype).eps:
+        return b * (mass_a / mass_b), ()
+    caution = Caution(
+        "mass-rescaled",
+        f"b had mass {mass_b:.9g} and was rescaled to the mass of a, {mass_a:.9g}",
+        f"relative difference {apart:.1e}; normalise the weights in float64 before sending them",
+    )
+    return b * (mass_a / mass_b), (caution,)

@@ -1,0 +1,274 @@
+"""Balanced entropic potentials by over-relaxed scaling of a stabilised kernel."""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+
+# Sweeps between two looks at the error; the first ten are watched one by one: a start moves far.
+CHECK_EVERY = 10
+# Scalings beyond this are absorbed into the potentials, before entries that were clamped matter.
+REACH = {torch.float64: 1e40, torch.float32: 1e4}
+# exp of less than this is (nearly) subnormal, slow to compute and slow to multiply.
+LOWEST = {torch.float64: -690.0, torch.float32: -80.0}
+# Sums below this share of their weight come from clamped entries alone.
+UNSEEN = {torch.float64: 1e-250, torch.float32: 1e-25}
+# Checks before the first estimate of the rate (until then fast modes hide the slow one), and after.
+PLAIN_CHECKS, RELAXED_CHECKS = 3, 2
+# Relaxation never comes nearer to 2, where the spectral radius w - 1 of a relaxed sweep is 1.
+MOST_RELAXED = 1.98
+# A change of relaxation smaller than this is not worth a new estimate.
+WORTH = 0.002
+# Checks without a new best error before the loop gives up: relaxed errors rise for a while.
+PATIENCE = 100
+# Relaxation waits for this error: before, the sweep is too far from linear and scalings run away.
+NEARLY_LINEAR = 0.5
+# From the widest kernel exp(-RANGE) that plain sweeps cross quickly, epsilon goes down by COOLING
+# after at most COOLING_SWEEPS: 1.5 to 2 times fewer sweeps when osc(C)/epsilon is 5,000 and more.
+RANGE, COOLING, COOLING_SWEEPS = 1e3, 4.0, 20
+# Entries in one block of the kernel: half a megabyte stays in a CPU's cache; a GPU wants few calls.
+BLOCK = {"cpu": 1 << 16}
+BLOCK_ELSEWHERE = 1 << 26
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Balanced entropic transport: positive weights of mass one in float64, C in its own type."""
+
+    C: Float[Tensor, "n m"]
+    a: Float[Tensor, "n"]
+    b: Float[Tensor, "m"]
+    epsilon: float
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Potentials, their kernel `K_ij = a_i b_j exp((f_i + g_j - C_ij)/eps)`, and scalings of it.
+
+    `s = K v` and `t = K^T u` are carried along: with them both marginal errors cost O(n + m).
+    The buffer of K is shared by successive states and rewritten when scalings are absorbed; the
+    potentials of an older state stay right, being made of f, g, u, v and t only.
+
+    Attributes:
+        relaxation: the exponent w of a sweep; 1 is Sinkhorn's.
+        errors: marginal errors at the checks since the relaxation was last chosen.
+        careful: look at the scalings after every sweep and never relax.
+    """
+
+    f: Float[Tensor, "n"]
+    g: Float[Tensor, "m"]
+    K: Float[Tensor, "n m"]
+    u: Float[Tensor, "n"]
+    v: Float[Tensor, "m"]
+    s: Float[Tensor, "n"]
+    t: Float[Tensor, "m"]
+    relaxation: float = 1.0
+    sweeps: int = 0
+    errors: tuple[float, ...] = ()
+    careful: bool = False
+
+
+@dataclass(frozen=True)
+class Solved:
+    """Potentials rounded to the type of C, their plan, its marginals in float64, and the stop."""
+
+    f: Float[Tensor, "n"]
+    g: Float[Tensor, "m"]
+    plan: Float[Tensor, "n m"]
+    rows: Float[Tensor, "n"]
+    columns: Float[Tensor, "m"]
+    stop: Stop
+
+
+def solve(p: Problem, *, tol: float, max_iter: int, watch: Watch = unwatched) -> Solved:
+    r"""Find f, g whose plan has both marginals within `tol` in L1 (together), or say why not.
+
+    Exponents are float64 whatever the type of C. The error that is reported is recomputed from
+    the potentials; when it belies the loop's, or the loop diverged, careful plain sweeps get a
+    second chance.
+    """
+    state, error = start(p, tol, max_iter, watch), math.inf
+    spent = state.sweeps
+    for careful in (False, True):
+        go_on = _counting_from(spent, watch)
+        state = replace(state, careful=careful, relaxation=1.0 if careful else state.relaxation)
+        state, stop = _climb(p, state, tol, max(0, max_iter - spent), go_on)
+        spent += stop.iterations
+        state = _finished(p, state)
+        error = float(marginal_error(p, state))
+        if error <= tol or stop.status in ("max_iter", "interrupted"):
+            break
+    status = stop.status if stop.status != "converged" else "stagnated"
+    stop = Stop("converged" if error <= tol else status, spent, error)
+    return Solved(state.f, state.g, state.K, _sums(state.K, 1), _sums(state.K, 0), stop)
+
+
+def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Scaled:
+    """Anneal: some sweeps at each of `eps 4^k, ..., eps 4`, then the kernel of eps itself.
+
+    At the first level `g = s_g(0)`, so that the columns of the kernel are exact.
+    """
+    reach = max(float(p.C.amax() - p.C.amin()) / p.epsilon / RANGE, 1.0)
+    levels = math.ceil(math.log(reach, COOLING))
+    hot = replace(p, epsilon=p.epsilon * COOLING**levels)
+    zero = torch.zeros_like(p.a)
+    state = seen(hot, zero, half_step(p.C.T, zero, p.a, hot.epsilon), torch.empty_like(p.C))
+    for level in range(levels - 1, -1, -1):
+        left = min(COOLING_SWEEPS, max_iter - state.sweeps)
+        warm, _ = _climb(hot, state, tol, left, quietly(watch))
+        hot = replace(p, epsilon=p.epsilon * COOLING**level)
+        state = replace(
+            seen(hot, *_absorbing(warm, hot.epsilon * COOLING), warm.K), sweeps=warm.sweeps
+        )
+    return state
+
+
+def seen(
+    p: Problem, f: Float[Tensor, "n"], g: Float[Tensor, "m"], out: Float[Tensor, "n m"]
+) -> Scaled:
+    """Build the kernel of f, g; of a half step on each side where a row or column is empty.
+
+    After g = s_g(f) columns are exact; after f = s_f(g) rows are, and column j keeps at least
+    b_j min(a): no sum can be lost to the range of the type.
+    """
+    state = scaled(p, f, g, out)
+    ends = [(state.s / p.a).aminmax(), (state.t / p.b).aminmax()]
+    low, high = min(float(e.min) for e in ends), max(float(e.max) for e in ends)
+    if low > UNSEEN[out.dtype] and math.isfinite(high):
+        return state
+    g = half_step(p.C.T, f, p.a, p.epsilon)
+    return scaled(p, half_step(p.C, g, p.b, p.epsilon), g, out)
+
+
+def half_step(
+    C: Float[Tensor, "n m"], g: Float[Tensor, "m"], b: Float[Tensor, "m"], epsilon: float
+) -> Float[Tensor, "n"]:
+    r"""Compute `s_f(g)_i = -eps LSE_j(log b_j + (g_j - C_ij)/eps)`, the best f for a given g."""
+    z = (g / epsilon + b.log()).to(C.dtype) - C / epsilon  # (n, m)
+    top = z.amax(1)  # (n, m) -> (n,)
+    total = _sums(z.sub_(top[:, None]).clamp_(min=LOWEST[C.dtype]).exp_(), 1)
+    return -epsilon * (top + total.log())
+
+
+def scaled(
+    p: Problem, f: Float[Tensor, "n"], g: Float[Tensor, "m"], out: Float[Tensor, "n m"]
+) -> Scaled:
+    """Build the kernel of f, g in `out` by row blocks, exponents in float64, with u = v = 1."""
+    left, right = f / p.epsilon + p.a.log(), g / p.epsilon + p.b.log()
+    rows = max(1, BLOCK.get(p.C.device.type, BLOCK_ELSEWHERE) // p.C.shape[1])
+    for i in range(0, p.C.shape[0], rows):
+        z = left[i : i + rows, None] + right  # (rows, m)
+        z.sub_(p.C[i : i + rows], alpha=1 / p.epsilon)
+        out[i : i + rows] = z.clamp_(min=LOWEST[out.dtype])
+        out[i : i + rows].exp_()
+    s, t = _sums(out, 1).to(out.dtype), _sums(out, 0).to(out.dtype)
+    return Scaled(f, g, out, torch.ones_like(s), torch.ones_like(t), s, t)
+
+
+def sweep(p: Problem, state: Scaled) -> Scaled:
+    """Scale rows, then columns: `u <- u (a / (u K v))^w`, `v <- v (b / (v K^T u))^w`."""
+    w, a, b = state.relaxation, p.a.to(state.K.dtype), p.b.to(state.K.dtype)
+    u = a / state.s if w == 1 else state.u * (a / (state.u * state.s)) ** w
+    t = state.K.T @ u  # (n, m), (n,) -> (m,)
+    v = b / t if w == 1 else state.v * (b / (state.v * t)) ** w
+    sweeps = state.sweeps + 1
+    state = replace(state, u=u, v=v, s=state.K @ v, t=t, sweeps=sweeps)
+    if (
+        state.careful
+        or u.dtype == torch.float32
+        or sweeps < CHECK_EVERY
+        or sweeps % CHECK_EVERY == 0
+    ):
+        state = _absorbed(p, state)
+    return state if sweeps % CHECK_EVERY else _relaxed(p, state)
+
+
+def marginal_error(p: Problem, state: Scaled) -> Tensor:
+    """Add the L1 errors of both marginals of `diag(u) K diag(v)`."""
+    rows = (state.u * state.s - p.a).abs().sum()
+    return rows + (state.v * state.t - p.b).abs().sum()
+
+
+def _absorbed(p: Problem, state: Scaled) -> Scaled:
+    """Move scalings that went far into the potentials and rebuild the kernel."""
+    far = torch.stack([state.u.log().abs().amax(), state.v.log().abs().amax()]).amax()
+    if float(far) <= math.log(REACH[state.K.dtype]):
+        return state
+    fresh = scaled(p, *_absorbing(state, p.epsilon), state.K)
+    return replace(
+        fresh,
+        relaxation=state.relaxation,
+        sweeps=state.sweeps,
+        errors=state.errors,
+        careful=state.careful,
+    )
+
+
+def _absorbing(state: Scaled, epsilon: float) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
+    f = state.f + epsilon * state.u.double().log()
+    return f, state.g + epsilon * state.v.double().log()
+
+
+def _relaxed(p: Problem, state: Scaled) -> Scaled:
+    r"""Choose the relaxation from the rate of the errors, as in successive over-relaxation.
+
+    A sweep with exponent w whose error falls by lam has `(lam + w - 1)^2 = lam w^2 theta`, theta
+    the rate of plain sweeps (Young 1971, section 5.2); the best exponent for theta is
+    `2 / (1 + sqrt(1 - theta))`. Early estimates of theta are low, so the exponent is raised again
+    while lam exceeds w - 1, the rate at and beyond the best exponent.
+    """
+    w, errors = state.relaxation, (*state.errors, float(marginal_error(p, state)))
+    state = replace(state, errors=errors)
+    if w > 1 and len(errors) > 2 and errors[-1] > errors[-2] > errors[-3]:
+        return replace(state, relaxation=1.0, errors=errors[-1:])
+    span = 1 if w == 1 else RELAXED_CHECKS
+    enough = PLAIN_CHECKS if w == 1 else 1 + RELAXED_CHECKS
+    if state.careful or len(errors) < enough or errors[-1] > NEARLY_LINEAR:
+        return state
+    if not 0 < errors[-1] < errors[-1 - span]:
+        return state
+    rate = (errors[-1] / errors[-1 - span]) ** (1 / (span * CHECK_EVERY))
+    if rate <= w - 1:
+        return state
+    theta = min((rate + w - 1) ** 2 / (rate * w * w), 1.0)
+    best = min(MOST_RELAXED, 2 / (1 + math.sqrt(1 - theta)))
+    return replace(state, relaxation=best, errors=errors[-1:]) if best > w + WORTH else state
+
+
+def _climb(
+    p: Problem, state: Scaled, tol: float, max_iter: int, watch: Watch
+) -> tuple[Scaled, Stop]:
+    return iterate(
+        lambda state: sweep(p, state),
+        lambda state: marginal_error(p, state),
+        state,
+        tol=tol,
+        max_iter=max_iter,
+        check_every=CHECK_EVERY,
+        patience=PATIENCE,
+        watch=watch,
+    )
+
+
+def _finished(p: Problem, state: Scaled) -> Scaled:
+    """Take a plain half step on g (columns become exact), centre f, round, and rebuild.
+
+    The half step adds to the row error at most what it removes from the column error.
+    """
+    f = state.f + p.epsilon * state.u.double().log()
+    g = state.g + p.epsilon * (p.b.log() - state.t.double().log())
+    centre = p.a @ f
+    f, g = (h.to(p.C.dtype).double() for h in (f - centre, g + centre))
+    return replace(scaled(p, f, g, state.K), relaxation=state.relaxation)
+
+
+def _sums(K: Float[Tensor, "n m"], axis: int) -> Float[Tensor, "k"]:
+    return K.sum(axis, dtype=torch.float64)
+
+
+def _counting_from(spent: int, watch: Watch) -> Watch:
+    return lambda iteration, residual: watch(spent + iteration, residual)
