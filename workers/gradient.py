@@ -73,10 +73,7 @@ def _pull(
     if not pairs:
         return [torch.zeros_like(x) for x in leaves]
     outputs, seeds = zip(*pairs, strict=True)
-    gradients: tuple[torch.Tensor | None, ...] = torch.autograd.grad(
-        outputs, leaves, seeds, allow_unused=True
-    )
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, gradients, strict=True)]
+    return list(torch.autograd.grad(outputs, leaves, seeds, materialize_grads=True))
 
 
 def _leaf(arguments: dict[str, Any], path: str) -> torch.Tensor:

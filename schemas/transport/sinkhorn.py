@@ -69,7 +69,7 @@ class SinkhornResult(Result):
         description="Coupling; P_ij = a_i b_j exp((f_i + g_j - C_ij) / epsilon)."
     )
     f: Annotated[ArrayRef, Dims("n"), Differentiable()] = Field(
-        description="Source potential; f + t, g - t is as good for every t."
+        description="Source potential, in the gauge `<f, a> = 0`."
     )
     g: Annotated[ArrayRef, Dims("m"), Differentiable()] = Field(description="Target potential.")
     value: Annotated[float, Differentiable()] = Field(
