@@ -1,0 +1,324 @@
+"""Alignment of two slices that show the same tissue: the plan, the motion, and what proves them."""
+
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from algorithms.errors import Caution
+from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.sparse import SparsePlan
+from algorithms.spatial import cautions
+from algorithms.spatial.coarse import LARGE, coarsened
+from algorithms.spatial.expression import Counts, Expression, common_counts, dissimilarity
+from algorithms.spatial.frames import distances, pitch
+from algorithms.spatial.fused import NEARLY_ZERO, Fused, frank_wolfe_gap, from_plan, terms
+from algorithms.spatial.procrustes import Motion, procrustes
+from algorithms.spatial.scores import Scores, scores
+from algorithms.spatial.search import (
+    JITTER,
+    JITTER_LARGE,
+    Found,
+    from_product,
+    polished,
+    refined,
+    screened,
+)
+from algorithms.spatial.slice import Slice
+from algorithms.spatial.starts import Candidate, Errand, Pair, Start, pair, shared
+from algorithms.spatial.validity import check_kept, check_slices
+
+# Array units (legacy ST) have pitch about 1; coordinates are then used as they are.
+ARRAY_PITCH = 0.5, 2.0
+AS_COUNTS = Expression()
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Numbers that anyone can recompute from the plan, and what each proves.
+
+    Attributes:
+        marginal_error_a: |P 1 - a|_1. Rounding: the plan is feasible, no spot is lost or doubled.
+        marginal_error_b: |P^T 1 - b|_1, the same for the target.
+        frank_wolfe_gap: <grad F(P), P - V> for the best vertex V, by one more exact transport
+            problem. Never negative but for rounding; 0 proves that no direction inside U(a, b)
+            descends: P is stationary. None where the run was interrupted.
+        value_difference: the value carried along the descent minus the value recomputed from the
+            plan alone. Rounding proves that the incremental terms did not drift.
+        reflection_margin: F(mirrored) / F(proper) - 1 between the best plans of either
+            orientation; 0.03 and more says that the tissue lies the right way up. None where
+            only one orientation was reached.
+        mirrored_value: F at the best mirrored plan.
+        singular_ratio: S2 / S1 of the rigid fit; above 0.99 the outline is round and does not
+            determine the angle.
+        rigid_strength: share of both spreads that the rigid fit explains, in [0, 1].
+    """
+
+    marginal_error_a: float
+    marginal_error_b: float
+    frank_wolfe_gap: float | None
+    value_difference: float
+    reflection_margin: float | None
+    mirrored_value: float | None
+    singular_ratio: float
+    rigid_strength: float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Two slices in one frame. `rows` and `cols` of the plan count rows of the files."""
+
+    plan: SparsePlan
+    aligned: Float[Tensor, "n 2"]
+    transform: Float[Tensor, "3 3"]
+    value: Float[Tensor, ""]
+    transport_cost: Float[Tensor, ""]
+    distortion: Float[Tensor, ""]
+    kept_source: Int[Tensor, "k"]
+    kept_target: Int[Tensor, "l"]
+    genes: int
+    scale_used: str
+    pitch_source: float
+    pitch_target: float
+    reflected: bool
+    rotation_degrees: float
+    starts: tuple[Start, ...]
+    scores: Scores
+    certificate: Certificate
+    stop: Stop
+    cautions: tuple[Caution, ...]
+
+
+def align(
+    source: Slice,
+    target: Slice,
+    *,
+    alpha: float = 0.1,
+    expression: Expression = AS_COUNTS,
+    scale: Literal["auto", "pitch", "none"] = "auto",
+    init: Literal["multi", "product"] = "multi",
+    effort: Literal["default", "fast"] = "default",
+    allow_reflection: bool = False,
+    tol: float = 1e-9,
+    max_iter: int = 200,
+    watch: Watch = unwatched,
+) -> Alignment:
+    r"""Align two slices of one tissue by fused Gromov-Wasserstein transport, and rigidly.
+
+        min_P F(P) = (1 - alpha) <M, P> + alpha sum_{ii'jj'} (D1_ii' - D2_jj')^2 P_ij P_i'j'
+
+    over P >= 0, P 1 = a, P^T 1 = b, where a = 1/n and b = 1/m weigh the spots kept, M_ij is the
+    dissimilarity of expression of source spot i and target spot j (`Expression`), and D1, D2 are
+    Euclidean distances within each slice. Then the motion z -> R z + t that minimises
+    sum P_ij |R z_i + t - y_j|^2.
+
+    Conditional gradient (exact transport for the direction, exact line search) from many starts:
+    24 turns and mirrored turns about the slices' own axes, expression alone, rigid fits iterated
+    from it, and a b^T; three steps tell the basins apart, the best are run to the end, and the
+    winner is polished from small turns and a blur of itself. Above 650 spots the search runs on
+    superspots and its motion starts the full problem.
+
+    Shapes: counts (n, genes), coordinates (n, 2); plan entries index the n and m original rows.
+
+    Args:
+        alpha: weight of distances; 0 is transport on M alone, 1 pure Gromov-Wasserstein. Its
+            meaning depends on the unit of the coordinates: see `scale`.
+        scale: `none` uses coordinates as they are, `pitch` divides each slice by its median
+            nearest-neighbour distance, `auto` is `none` where both pitches lie in [0.5, 2].
+        init: `product` descends from a b^T only (for comparison: it may end back to front).
+        effort: `fast` leaves out the polish: half the time, up to 6e-5 above.
+        allow_reflection: return the mirrored plan and motion where they are better; by default
+            the best proper one comes, with the caution `reflected`.
+        tol: relative change of F in one step at which a descent ends.
+        max_iter: steps of one descent.
+
+    Returns:
+        plan: sparse; dropped spots carry no mass.
+        aligned: all source coordinates, in the target's frame and unit, in the order they came.
+        transform: 3 x 3 homogeneous matrix; aligned = (x, y, 1) transform^T.
+        value, transport_cost, distortion: F, <M, P> and the quadratic sum at the returned plan,
+            recomputed from the formula; value = (1 - alpha) transport_cost + alpha distortion.
+        kept_source, kept_target: rows that passed the filter; genes: how many were common.
+        scale_used, pitch_source, pitch_target: the unit that alpha refers to.
+        reflected: `transform` is a reflection.
+        rotation_degrees: its angle, counter-clockwise; of a reflection, after (x, y) -> (x, -y).
+        starts: every start, the stage it was dropped at, its last value and orientation.
+        scores: agreement with labels and landmarks where the slices carry them.
+        certificate: what proves the answer (`Certificate`).
+        stop: how the winner's descent ended, its iterations over all stages.
+        cautions: few_genes, few_spots, duplicated_coordinates, unit_mismatch,
+            log_transformed_with_kl, no_canonical_frame, reflected, orientation_ambiguous,
+            rotation_ambiguous, unbalanced_terms, or the status of a descent that did not converge.
+
+    Notes:
+        One step costs a transport problem, O(n m (n + m)) in practice, and a product O(n^2 m).
+        Two cores: about 2 s for 300 spots a slice, 8 s for 600. Memory: some 30 n x m matrices
+        of float64 while many starts are alive. Starts run in torch.get_num_threads() threads;
+        the answer does not depend on their timing. Turning, shifting or reordering the upload
+        changes nothing but rounding, since angles are counted from the tissue's own axes (a
+        round tissue has none: caution). The plan is piecewise constant in its inputs: no gradient.
+
+    References:
+        Zeira, Land, Strzalkowski, Raphael 2022, doi:10.1038/s41592-022-01459-6 (the objective);
+        Vayer, Chapel, Flamary, Tavenard, Courty 2019, arXiv:1805.09114, algorithms 1 and 2.
+    """
+    check_slices(source, target, expression)
+    counts = common_counts(source, target, expression)
+    check_kept(counts, source, target)
+    setting = _setting(source, target, counts, scale)
+    M = dissimilarity(counts, expression)
+    pair = _posed(source, target, setting, M, alpha)
+    lent = shared(watch)
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        errand = Errand(tol, max_iter, pool, lent)
+        found = _searched(pair, errand, init, effort, allow_reflection)
+        interrupted = not errand.go_on()
+    told = cautions.of_input(counts, source, target, expression, setting.pitches)
+    told += cautions.of_frames(pair)
+    return _written(source, target, setting, pair, found, told, allow_reflection, interrupted)
+
+
+@dataclass(frozen=True)
+class _Setting:
+    """What was kept of two slices, and the units that their coordinates are divided by."""
+
+    counts: Counts
+    scale: Literal["pitch", "none"]
+    pitches: tuple[float, float]
+    units: tuple[float, float]
+
+
+def _setting(
+    source: Slice, target: Slice, counts: Counts, scale: Literal["auto", "pitch", "none"]
+) -> _Setting:
+    kept = source.coordinates[counts.kept_source], target.coordinates[counts.kept_target]
+    pitches = pitch(kept[0].double()), pitch(kept[1].double())
+    if scale == "auto":
+        low, high = ARRAY_PITCH
+        scale = "none" if all(low <= own <= high for own in pitches) else "pitch"
+    return _Setting(counts, scale, pitches, pitches if scale == "pitch" else (1.0, 1.0))
+
+
+def _posed(source: Slice, target: Slice, setting: _Setting, M: Tensor, alpha: float) -> Pair:
+    n, m = M.shape
+    z = source.coordinates[setting.counts.kept_source].double() / setting.units[0]
+    y = target.coordinates[setting.counts.kept_target].double() / setting.units[1]
+    a, b = torch.full((n,), 1 / n, dtype=M.dtype), torch.full((m,), 1 / m, dtype=M.dtype)
+    return pair(Fused(M, distances(z), distances(y), a, b, alpha), z, y)
+
+
+def _searched(pair: Pair, errand: Errand, init: str, effort: str, allow_reflection: bool) -> Found:
+    """Search as asked; without distances (alpha = 0) there is one basin, and one step ends it."""
+    if init == "product" or pair.problem.alpha == 0:
+        return from_product(pair, errand)
+    large = max(pair.problem.M.shape) > LARGE
+    if large:
+        small = coarsened(pair)
+        found = refined(pair, errand, small, screened(small, errand))
+    else:
+        found = screened(pair, errand)
+    best = found.best(allow_reflection)
+    errand.watch(best.stop.iterations, best.stop.residual)
+    if effort == "fast":
+        return found
+    return polished(pair, errand, found, best, JITTER_LARGE if large else JITTER)
+
+
+def _written(
+    source: Slice,
+    target: Slice,
+    setting: _Setting,
+    pair: Pair,
+    found: Found,
+    told: list[Caution],
+    allow_reflection: bool,
+    interrupted: bool,
+) -> Alignment:
+    """Recompute everything that is reported from the plan that is returned."""
+    winner = found.best(allow_reflection)
+    P, counts = winner.state.P, setting.counts
+    rows, cols = P.nonzero(as_tuple=True)
+    plan = SparsePlan(counts.kept_source[rows], counts.kept_target[cols], P[rows, cols])
+    value, transport_cost, distortion = terms(pair.problem, P)
+    motion = procrustes(P, pair.z, pair.y, allow_reflection=allow_reflection)
+    transform = _homogeneous(motion, pair, setting.units)
+    z = source.coordinates.double()
+    stop = Stop("interrupted", *_spent(winner)) if interrupted else winner.stop
+    certificate = _certificate(pair, found, winner, value, motion, interrupted)
+    if found.proper is not None and found.mirrored is not None:
+        margin = certificate.reflection_margin or 0.0
+        told = told + cautions.of_orientation(found.proper.value, found.mirrored.value, margin)
+    told = told + cautions.of_terms(pair.problem, float(transport_cost), float(distortion))
+    told = told + cautions.of_answer(motion.singular_ratio, motion.strength, stop)
+    return Alignment(
+        plan=plan,
+        aligned=z @ transform[:2, :2].T + transform[:2, 2],
+        transform=transform,
+        value=value,
+        transport_cost=transport_cost,
+        distortion=distortion,
+        kept_source=counts.kept_source,
+        kept_target=counts.kept_target,
+        genes=len(counts.genes),
+        scale_used=setting.scale,
+        pitch_source=setting.pitches[0],
+        pitch_target=setting.pitches[1],
+        reflected=bool(torch.linalg.det(motion.R) < 0),
+        rotation_degrees=motion.degrees,
+        starts=_table(found, winner),
+        scores=scores(plan.dense(len(z), len(target.coordinates)), source, target),
+        certificate=certificate,
+        stop=stop,
+        cautions=tuple(told),
+    )
+
+
+def _certificate(
+    pair: Pair,
+    found: Found,
+    winner: Candidate,
+    value: Tensor,
+    motion: Motion,
+    interrupted: bool,
+) -> Certificate:
+    problem, P = pair.problem, winner.state.P
+    proper = found.proper.value if found.proper else None
+    mirrored = found.mirrored.value if found.mirrored else None
+    margin = None
+    if proper is not None and mirrored is not None:
+        # two exact fits, 0 against 0, have margin 0
+        margin = (mirrored - proper) / max(proper, NEARLY_ZERO * problem.size)
+    return Certificate(
+        marginal_error_a=float((P.sum(1) - problem.a).abs().sum()),
+        marginal_error_b=float((P.sum(0) - problem.b).abs().sum()),
+        frank_wolfe_gap=None if interrupted else frank_wolfe_gap(problem, from_plan(problem, P)),
+        value_difference=float(winner.state.value - value),
+        reflection_margin=margin,
+        mirrored_value=mirrored,
+        singular_ratio=motion.singular_ratio,
+        rigid_strength=motion.strength,
+    )
+
+
+def _homogeneous(motion: Motion, pair: Pair, units: tuple[float, float]) -> Float[Tensor, "3 3"]:
+    """Write the motion for original coordinates: into one unit, moved, out of the other."""
+    transform = torch.eye(3, dtype=motion.R.dtype)
+    about = pair.source.centre + motion.source_mean
+    to = pair.target.centre + motion.target_mean
+    transform[:2, :2] = motion.R * (units[1] / units[0])
+    transform[:2, 2] = units[1] * (to - motion.R @ about)
+    return transform
+
+
+def _table(found: Found, winner: Candidate) -> tuple[Start, ...]:
+    """List every start once, the winner first, then by value."""
+    ends = [c for c in (found.proper, found.mirrored) if c is not None and c is not winner]
+    rows = [*found.dropped, *(c.dropped("descent") for c in ends)]
+    return winner.dropped("winner"), *sorted(rows, key=lambda row: row.value)
+
+
+def _spent(winner: Candidate) -> tuple[int, float]:
+    return winner.stop.iterations, winner.stop.residual
