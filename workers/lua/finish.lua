@@ -2,10 +2,11 @@
 -- Answers 1, or 0 when the lease was lost: then the result is nobody's and is dropped.
 local p, id, token, status, out = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
 local job = p .. 'job:' .. id
-local f = redis.call('HMGET', job, 'status', 'token', 'cancel', 'keep', 'tomb', 'ask', 'tenant')
+local f = redis.call('HMGET', job, 'status', 'token', 'cancel', 'keep', 'tomb', 'ask', 'tenant', 'out')
 if f[1] ~= 'running' or f[2] ~= token then
-  if out ~= '' then redis.call('DEL', out) end
-  return 0
+  local again = f[2] == token -- sent twice, because the reply was lost: what was said stands
+  if out ~= '' and not (again and f[8] == out) then redis.call('DEL', out) end
+  return again and 1 or 0
 end
 if f[3] == '1' and status ~= 'cancelled' then
   status = 'cancelled'

@@ -7,7 +7,8 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 local requeued, ended = 0, 0
 
 local function finish(id, job, f, status, error)
-  redis.call('HSET', job, 'status', status, 'finished', now, 'expires', now + f[4] * 1000)
+  redis.call('HSET', job, 'status', status, 'finished', now, 'expires', now + f[4] * 1000,
+    'token', '')
   if error then redis.call('HSET', job, 'error', error) end
   redis.call('EXPIRE', job, f[4] + f[5])
   local ask = p .. 'ask:' .. f[7] .. ':' .. f[6]
