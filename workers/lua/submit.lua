@@ -6,6 +6,9 @@ local p, id, tenant, ask, fresh, idem, print = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 local limit, keep, tomb, queue, count = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+if redis.call('EXISTS', p .. 'job:' .. id) == 1 then
+  return {'created', id} -- sent twice, because the reply was lost
+end
 
 local idem_key = p .. 'idem:' .. tenant .. ':' .. idem
 if idem ~= '' then
