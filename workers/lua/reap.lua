@@ -42,12 +42,20 @@ for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'idx:running', '-inf', now,
   end
 end
 
--- a job that waits although its queue is empty has lost its message
+-- a job that waits although its queue is empty, or although a later one is next, has lost its message
+local function overtaken(queue, id)
+  local raw = redis.call('LINDEX', queue, -1)
+  if not raw then return true end
+  local read, message = pcall(cjson.decode, raw)
+  local next_up = read and redis.call('ZSCORE', p .. 'idx:queued', message.headers.id)
+  return next_up and tonumber(redis.call('ZSCORE', p .. 'idx:queued', id)) < tonumber(next_up)
+end
+
 for _, id in ipairs(redis.call('ZRANGEBYSCORE', p .. 'idx:queued', '-inf', now - ARGV[4], 'LIMIT', 0, 100)) do
   local f = redis.call('HMGET', p .. 'job:' .. id, 'queue', 'message')
   if not f[1] then
     redis.call('ZREM', p .. 'idx:queued', id)
-  elseif redis.call('LLEN', f[1]) == 0 then
+  elseif overtaken(f[1], id) then
     redis.call('ZADD', p .. 'idx:queued', now, id)
     redis.call('LPUSH', f[1], f[2])
     requeued = requeued + 1
