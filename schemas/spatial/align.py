@@ -63,6 +63,7 @@ class Scores(Strict):
     label_accuracy_random: float | None = Field(description="of the product plan")
     landmark_error_median: float | None = Field(description="in pitches of the landmark frame")
     landmark_error_mean: float | None = Field(description="in pitches of the landmark frame")
+    landmark_spots: int = Field(description="spots that the landmark errors are taken over")
 
 
 class Certificate(Strict):
@@ -70,19 +71,23 @@ class Certificate(Strict):
 
     marginal_error_a: float = Field(description="`|P 1 - a|_1`")
     marginal_error_b: float = Field(description="`|P^T 1 - b|_1`")
-    frank_wolfe_gap: float = Field(
-        description="`<gradient, P - V>` for the best vertex V: 0 at a stationary point"
+    frank_wolfe_gap: float | None = Field(
+        description="`<gradient, P - V>` for the best vertex V: 0 at a stationary point; null when "
+        "the computation was interrupted"
     )
     value_difference: float = Field(
         description="objective of the iteration minus objective recomputed from its formula"
     )
-    mirrored_value: float | None = Field(description="best objective of a mirrored alignment")
-    mirrored_margin: float | None = Field(
+    reflection_margin: float | None = Field(
         description="mirrored_value / proper value - 1; negative says that a slice is mirrored"
     )
+    mirrored_value: float | None = Field(description="best objective of a mirrored alignment")
     singular_ratio: float = Field(
-        description="second over first singular value of the Procrustes matrix; near 1 or 0 the "
-        "rotation is ill determined"
+        description="second over first singular value of the Procrustes matrix; near 1 the outline "
+        "is round and does not determine the angle"
+    )
+    rigid_strength: float = Field(
+        description="share of both spreads that the rigid motion explains, in [0, 1]"
     )
 
 
@@ -101,8 +106,8 @@ class AlignResult(Result):
     value: float = Field(description="Objective, recomputed from the formula at the plan.")
     transport_cost: float = Field(description="Expression term `<M, P>`.")
     distortion: float = Field(description="Geometry term.")
-    kept_source: Annotated[ArrayRef, Dims("p")] = Field(description="Source rows after filtering.")
-    kept_target: Annotated[ArrayRef, Dims("q")] = Field(description="Target rows after filtering.")
+    kept_source: Annotated[ArrayRef, Dims("k")] = Field(description="Source rows after filtering.")
+    kept_target: Annotated[ArrayRef, Dims("l")] = Field(description="Target rows after filtering.")
     genes: int = Field(description="Number of common genes used.")
     scale_used: Literal["pitch", "none"]
     pitch_source: float = Field(description="Median spacing of the source, in its unit.")

@@ -20,8 +20,8 @@ class Expression(Strict):
     )
     components: int = Field(default=30, ge=1, le=500, description="Principal components (pca).")
     min_spot_counts: float = Field(
-        default=100, ge=0, description="Spots with fewer counts are left out."
+        default=100.0, ge=0, description="Spots with fewer counts are left out."
     )
     min_gene_counts: float = Field(
-        default=15, ge=0, description="Genes with fewer counts are left out."
+        default=15.0, ge=0, description="Genes with fewer counts are left out."
     )
