@@ -13,39 +13,42 @@ SAME_MASS = 1e-5
 
 def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
     """Evaluate the cost matrix, or say which input kept it from being finite."""
-    inputs = {"C": geometry.C} if isinstance(geometry, CostMatrix) else _clouds(geometry)
-    for name, values in inputs.items():
-        if not values.shape[0] or not values.shape[1]:
-            raise IllPosed(f"geometry.{name}", f"is empty, shape {tuple(values.shape)}")
-        if not bool(values.isfinite().all()):
-            raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
+    check_finite(geometry)
     C = geometry.matrix()
     if not bool(C.isfinite().all()):
-        raise IllPosed("geometry", f"costs overflow {C.dtype}; rescale the points")
+        raise IllPosed("geometry", f"costs overflow {str(C.dtype)[6:]}; rescale the points")
     return C
 
 
-def _clouds(geometry: Geometry) -> dict[str, Tensor]:
-    assert not isinstance(geometry, CostMatrix)
-    x, y = geometry.x, geometry.y
-    if x.shape[1] != y.shape[1]:
-        raise IllPosed("geometry.y", f"has {y.shape[1]} coordinates a point; x has {x.shape[1]}")
-    return {"x": x, "y": y}
+def check_finite(geometry: Geometry) -> None:
+    """Refuse inputs that are empty, not finite, or of unequal dimension."""
+    if isinstance(geometry, CostMatrix):
+        inputs = {"C": geometry.C}
+    else:
+        inputs = {"x": geometry.x, "y": geometry.y}
+        d, e = geometry.x.shape[1], geometry.y.shape[1]
+        if d != e:
+            raise IllPosed("geometry.y", f"has {e} coordinates a point; expected {d}, as x has")
+    for name, values in inputs.items():
+        if not values.numel():
+            raise IllPosed(f"geometry.{name}", f"is empty, of shape {tuple(values.shape)}")
+        if not bool(values.isfinite().all()):
+            raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
 
 
 def weights(
-    field: str, w: Float[Tensor, "k"] | None, points: int, C: Float[Tensor, "n m"]
+    field: str, w: Float[Tensor, "k"] | None, points: int, like: Tensor
 ) -> Float[Tensor, "k"]:
-    """Return `w` in the type of C, or uniform weights of mass one; refuse what is not a measure."""
+    """Return `w` in the type of `like`, or uniform weights of mass one; refuse non-measures."""
     if w is None:
-        return torch.full((points,), 1 / points, dtype=C.dtype, device=C.device)
+        return torch.full((points,), 1 / points, dtype=like.dtype, device=like.device)
     if w.shape != (points,):
         raise IllPosed(field, f"has {w.shape[0]} weights for {points} points")
     if not bool(w.isfinite().all()) or bool((w < 0).any()):
         raise IllPosed(field, "has negative or non-finite weights; all must be finite and >= 0")
     if not bool((w > 0).any()):
         raise IllPosed(field, "has no mass; at least one weight must be positive")
-    return w.to(C)
+    return w.to(like)
 
 
 def same_mass(
