@@ -1,8 +1,8 @@
 """Read what questions select from uploaded files."""
 
-import io
 import tempfile
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import anndata
@@ -69,7 +69,7 @@ def write_h5ad(data: anndata.AnnData) -> bytes:
     """Write an .h5ad file into memory."""
     with tempfile.NamedTemporaryFile(suffix=".h5ad") as file:
         data.write_h5ad(file.name, compression="gzip")
-        return io.FileIO(file.name).readall()
+        return Path(file.name).read_bytes()
 
 
 def _counts(data: anndata.AnnData, layer: str | None, field: str) -> csr_matrix:

@@ -70,7 +70,7 @@ def explain(error: Exception, job: str) -> Failure:
     """Give a failure its name: a problem of the question, of capacity, or a fault of ours."""
     if isinstance(error, IllPosed | NotFinite):
         return problem_of(error)
-    if isinstance(error, MemoryError | torch.OutOfMemoryError):
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _host_memory(error):
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         return Failure(code="out-of-memory", detail=str(error)[:500], retry=True)
@@ -80,6 +80,11 @@ def explain(error: Exception, job: str) -> Failure:
     log.error("incident %s in job %s", incident, job, exc_info=error)
     detail = "an error of the service, not of the question"
     return Failure(code="internal", detail=detail, retry=True, incident=incident)
+
+
+def _host_memory(error: Exception) -> bool:
+    """Recognise torch's CPU allocator, which has no exception of its own."""
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
 
 
 def _expired(error: ValidationError) -> bool:
