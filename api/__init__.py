@@ -1,0 +1,1 @@
+"""HTTP: the gateway in front of the queue."""
