@@ -97,7 +97,7 @@ def nested_array(value: Any) -> NDArray[Any]:
         at = next(i for i, entry in enumerate(flat) if type(entry) not in (float, int))
         raise PydanticCustomError(
             _code(flat[at]), "expected a number, received {got}",
-            {"got": _json_name(flat[at]), "at": list(map(int, np.unravel_index(at, shape or [1])))},
+            {"got": _json_name(flat[at]), "at": _index(at, shape)},
         )  # fmt: skip
     dtype = np.int64 if kinds == {int} and all(abs(i) < 2**63 for i in flat) else np.float64
     array = np.fromiter(_floats(flat) if dtype is np.float64 else flat, dtype, len(flat))
@@ -109,13 +109,17 @@ def _descend(flat: Sequence[Any], shape: list[int]) -> list[Any]:
     for index, row in enumerate(flat):
         if not isinstance(row, list) or len(row) != width:
             got = f"{len(row)} entries" if isinstance(row, list) else _json_name(row)
-            at = [int(i) for i in np.unravel_index(index, shape)] if shape else []
+            at = _index(index, shape)
             raise PydanticCustomError(
                 "shape-mismatch", "expected a list of {want} entries, received {got}",
                 {"want": width, "got": got, "at": at},
             )  # fmt: skip
     shape.append(width)
     return list(itertools.chain.from_iterable(flat))
+
+
+def _index(flat: int, shape: list[int]) -> list[int]:
+    return [int(i) for i in np.unravel_index(flat, shape)] if shape else []
 
 
 def _floats(flat: Sequence[Any]) -> Iterator[float]:
