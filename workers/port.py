@@ -388,6 +388,10 @@ class Store:
                 self._redis.script_load(_source(name))
             return call.read(self._send(call.commands))
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._redis.close()
+
     def _send(self, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         if len(commands) == 1:
             return [self._redis.execute_command(*commands[0])]
