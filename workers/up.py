@@ -117,6 +117,7 @@ class Supervisor:
             self.code = 1
         finally:
             self._stop()
+            self.link.close()
             for signum, handler in before.items():
                 signal.signal(signum, handler)
         return self.code
@@ -126,7 +127,7 @@ class Supervisor:
 
     def _start_store(self) -> None:
         if self.settings.redis_url:
-            _await_store(self.settings, lambda: self.requests > 0)
+            _await_store(self.settings, self.link, lambda: self.requests > 0)
             return
         self.store = EmbeddedStore(self.settings)
         self.store.start()
@@ -239,16 +240,17 @@ def _devices(visible: str | None) -> list[str]:
     return [str(i) for i, _ in enumerate(Path("/dev").glob("nvidia[0-9]*"))]
 
 
-def _await_store(settings: Settings, given_up: Callable[[], bool]) -> None:
+def _await_store(settings: Settings, link: Store, given_up: Callable[[], bool]) -> None:
     """Wait for the operator's own store."""
     where = urlsplit(settings.redis_url)
-    name = f"{where.scheme}://{where.hostname or ''}{f':{where.port}' if where.port else ''}"
+    name = f"{where.scheme}://{where.hostname or where.path}"
+    name += f":{where.port}" if where.port else ""
     deadline = time.monotonic() + STORE_PATIENCE_S
     while not given_up():
         try:
-            Store(settings).do(Ledger(settings).worker_keys())
-        except (RedisError, ValueError) as error:
-            if isinstance(error, ValueError) or time.monotonic() > deadline:
+            link.do(Ledger(settings).worker_keys())
+        except RedisError as error:
+            if time.monotonic() > deadline:
                 raise StoreError(f"no store answers at {name}: {error}") from None
             time.sleep(LOOK_S)
         else:
@@ -355,7 +357,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         the settings make no sense.
     """
     try:
-        settings, grace = configure(arguments)
+        supervisor = Supervisor(*configure(arguments))
     except ValidationError as error:
         for problem in error.errors():
             place = ".".join(map(str, problem["loc"]))
@@ -367,7 +369,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         say(f"the address is not free: {error.strerror}; choose another with --host and --port")
         return 1
-    return Supervisor(settings, grace).run()
+    return supervisor.run()
 
 
 if __name__ == "__main__":
