@@ -14,15 +14,15 @@ LARGE = 650
 SUPERSPOTS = 400
 
 
-def coarsened(fine: Pair) -> Pair:
+def coarsened(fine: Pair, count: int = SUPERSPOTS) -> Pair:
     """Pool spots on a square grid in each canonical frame; keep masses, means and mean costs.
 
     Position and expression cost of a superspot are weighted means. <M, P> is then exact for plans
     that treat all spots of a superspot alike.
     """
     problem = fine.problem
-    cell1 = cells(fine.z @ fine.source.V, SUPERSPOTS)
-    cell2 = cells(fine.y @ fine.target.V, SUPERSPOTS)
+    cell1 = cells(fine.z @ fine.source.V, count)
+    cell2 = cells(fine.y @ fine.target.V, count)
     a, z = _pooled(cell1, problem.a, fine.z)
     b, y = _pooled(cell2, problem.b, fine.y)
     _, half = _pooled(cell1, problem.a, problem.M)  # (n, m) -> (N, m)

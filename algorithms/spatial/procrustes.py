@@ -21,8 +21,8 @@ class Motion:
         target_mean: where that point goes.
         singular_ratio: S2 / S1 of the cross-covariance. Near 1 the matched tissue is as long as
             wide, and its outline does not tell one axis from the other; near 0 it is a line.
-        strength: (S1 +- S2) over the root of both variances, in [0, 1]: the angle's certificate.
-            1 is an exact rigid match; at 0 every angle fits alike.
+        strength: <R, H> = S1 +- S2 over the root of both variances, in [0, 1]: the angle's
+            certificate. 1 is an exact rigid match; at 0 every angle fits alike.
         mirrored: the unconstrained best fit is a reflection.
     """
 
@@ -79,7 +79,7 @@ def procrustes(
         flip[1] = d
     spread = (p @ (z - source_mean).square()).sum() * (q @ (y - target_mean).square()).sum()
     ratio = float(S[1] / S[0]) if S[0] > 0 else 0.0
-    strength = float((S[0] + flip[1] * d * S[1]) / spread.sqrt()) if spread > 0 else 0.0
+    strength = float((S[0] + flip[1] * S[1]) / spread.sqrt()) if spread > 0 else 0.0
     R = U @ (flip[:, None] * Vh)
     return Motion(R, source_mean, target_mean, ratio, strength, mirrored)
 
