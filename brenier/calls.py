@@ -80,12 +80,11 @@ class Call:
         """Ask many small questions in one job; each gives its answer or its own error."""
         writer = Writer(Uploads(self._wire))
         body = writer.fields(self.routine.batch, {"problems": list(problems)})
-        answer = self._finish(self._ask(f"{self.routine.path}/batch", body, PATIENCE_S))
-        fetch = fetcher(self._wire)
+        answer = self._ask(f"{self.routine.path}/batch", body)[0].result()
         return [
             problem_in(item["error"])
             if item.get("result") is None
-            else Result(item["result"], fetch)
+            else Result(item["result"], answer.fetch)
             for item in answer.to_dict()["items"]
         ]
 

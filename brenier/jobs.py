@@ -1,16 +1,21 @@
 """Jobs: questions that were asked, and what has become of them."""
 
+import io
+import json
 import tempfile
 import time
+import zipfile
 from contextlib import nullcontext
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from brenier.errors import ProblemError, problem_in
-from brenier.results import Result, fetcher
+from brenier.results import Result, fetcher, references
 from brenier.uploads import H5AD
-from brenier.wire import JSON, Wire
+from brenier.wire import JSON, NPZ, Wire
 from schemas.jobs import LIVE
 
 POLL_S = 20  # one long poll; the service may answer sooner
@@ -87,7 +92,12 @@ class Job:
             TimeoutError: it is not there in time.
         """
         self.wait(progress=progress, timeout_s=timeout_s)
-        answer = self._wire.send("GET", self._path("/result"), headers={"Accept": JSON})
+        try:
+            answer = self._wire.send("GET", self._path("/result"), headers={"Accept": JSON})
+        except ProblemError as problem:
+            if problem.code != "not-acceptable":
+                raise
+            return self._packed()
         return Result(answer.json(), fetcher(self._wire), self)
 
     def cancel(self) -> None:
@@ -118,10 +128,27 @@ class Job:
             path.write_bytes(self.h5ad())
             return anndata.read_h5ad(path)
 
+    def _packed(self) -> Result:
+        """Fetch an answer that is too large for JSON, all its arrays with it."""
+        answer = self._wire.send("GET", self._path("/result"), headers={"Accept": NPZ})
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            body = json.loads(archive.read("result.json"))
+            files = {f.removesuffix(".npy"): archive.read(f) for f in archive.namelist()}
+        digests = dict(references(body))
+        arrays = {
+            digest: np.load(io.BytesIO(files[path]), allow_pickle=False)
+            for path, digest in digests.items()
+        }
+        return Result(body, arrays.__getitem__, self)
+
     def _rendered(self, media: str) -> bytes:
         self.wait()
-        headers = {"Accept": media}
-        return self._wire.send("GET", self._path("/result"), headers=headers, wait_s=60).content
+        while True:
+            headers = {"Accept": media}
+            answer = self._wire.send("GET", self._path("/result"), headers=headers, wait_s=POLL_S)
+            if answer.status_code == 200:
+                return answer.content
+            time.sleep(GLANCE_S)  # 202: it is still being drawn
 
     def _look(self, wait_s: float = 0.0) -> None:
         params = {"wait": f"{wait_s:g}"} if wait_s else None

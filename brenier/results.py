@@ -41,7 +41,7 @@ class Record:
     def __init__(self, body: Mapping[str, Any], fetch: Fetch) -> None:
         """Fetch nothing yet."""
         self._body = body
-        self._fetch = fetch
+        self.fetch = fetch
         self._seen: dict[str, Any] = {}
 
     def __getattr__(self, name: str) -> Any:
@@ -56,7 +56,7 @@ class Record:
     def __getitem__(self, name: str) -> Any:
         """Return a field whose name may not be an identifier, as in gradients."""
         if name not in self._seen:
-            self._seen[name] = _read(self._body[name], self._fetch)
+            self._seen[name] = _read(self._body[name], self.fetch)
         return self._seen[name]
 
     def __contains__(self, name: object) -> bool:
@@ -120,6 +120,17 @@ class Result(Record):
     def anndata(self) -> Any:
         """Return the answer as an AnnData."""
         return self.job.anndata()
+
+
+def references(value: Any, path: str = "") -> Iterator[tuple[str, str]]:
+    """Walk the arrays of an answer: dotted path, digest."""
+    if isinstance(value, dict) and _is_array(value):
+        yield path, str(value["digest"])
+        return
+    inner = value.items() if isinstance(value, dict) else ()
+    inner = enumerate(value) if isinstance(value, list) else inner
+    for name, item in inner:
+        yield from references(item, f"{path}.{name}" if path else str(name))
 
 
 def _read(value: Any, fetch: Fetch) -> Any:

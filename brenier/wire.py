@@ -13,6 +13,7 @@ from brenier.errors import Unreachable, problem_of
 
 JSON = "application/json"
 NPY = "application/x-npy"
+NPZ = "application/x-npz"
 PATIENCE_S = 60.0  # beyond what the service was asked to wait
 CONNECT_S = 10.0
 

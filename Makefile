@@ -1,0 +1,42 @@
+# `make` alone lists the targets. Needs Python 3.11 or newer and nothing else.
+
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test fast lint serve bench clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
+
+demo: .venv/.installed ## Start everything, align two tissue slices, show scores and a picture (SLICES="a.h5ad b.h5ad")
+	@$(BIN)/brenier demo $(SLICES)
+
+test: .venv/.installed-test ## Run everything: style, types, imports, laws, service, browser
+	@$(BIN)/python -m pytest
+
+fast: .venv/.installed-test ## Run the tests that take less than a minute together
+	@$(BIN)/python -m pytest -m "not slow"
+
+lint: .venv/.installed-test ## Check format, lint, imports and types only
+	@$(BIN)/python -m pytest -q tests/test_house.py
+
+serve: .venv/.installed ## Start store, workers and gateway (OPTIONS="--port 9000 --workers 2")
+	@$(BIN)/brenier up $(OPTIONS)
+
+bench: .venv/.installed-test ## Measure against named peers (OPTIONS are passed on)
+	@$(BIN)/python -m bench $(OPTIONS)
+
+clean: ## Remove the environment, caches and what the demo wrote; jobs and their data stay
+	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo.png demo.h5ad
+
+.venv/.installed: pyproject.toml constraints.txt
+	@echo "installing what the service needs into .venv"
+	@$(INSTALL) ".[local]"
+	@touch $@
+
+.venv/.installed-test: pyproject.toml constraints.txt
+	@echo "installing what the service and its tests need into .venv"
+	@$(INSTALL) ".[test]"
+	@touch .venv/.installed $@

@@ -1,0 +1,216 @@
+"""The demonstration: start the service, align two tissue slices through it, show what came out."""
+
+import ctypes
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from brenier.client import Client
+from brenier.errors import BrenierError
+from brenier.results import Result
+from brenier.simulate import simulate_sections
+from brenier.uploads import Dataset
+
+REAL = Path("../shared/data/spatial")
+READY_S = 180.0
+STOP_S = 60.0
+KEPT_LINES = 12
+
+
+def demonstrate(slices: Sequence[Path], *, port: int, once: bool, keys: Mapping[str, str]) -> int:
+    """Run the demonstration; return the exit code.
+
+    Args:
+        slices: two .h5ad files; none takes what is at hand, or simulates.
+        port: port of the service; another one when it is taken.
+        once: stop after the alignment.
+        keys: where the user's slices have labels and landmarks, for scores.
+    """
+    console = Console(soft_wrap=True)
+    source, target, words = choose(slices, keys)
+    console.print(f"Aligning {words}.")
+    with _interruptible(), Service(port).running(console) as url:
+        with Client(url) as client:
+            _align(client, source, target, console)
+        console.print(f"Swagger UI is at {url}/docs")
+        if not once:
+            console.print("Everything stays up until Ctrl-C.")
+            _sleep()
+    console.print("Everything is stopped.")
+    return 0
+
+
+def choose(slices: Sequence[Path], keys: Mapping[str, str]) -> tuple[Dataset, Dataset, str]:
+    """Choose two slices: the user's, else real ones that are at hand, else simulated ones."""
+    if slices:
+        source, target = slices
+        words = f"{source.name} to {target.name}"
+        return Dataset(source, **keys), Dataset(target, **keys), words
+    found = [REAL / f"her2_{name}.h5ad" for name in ("B1", "B2")]
+    if all(path.exists() for path in found):
+        truth = {"label_key": "cluster", "landmark_key": "warped_pixel"}
+        words = "two real sections of one breast tumour (her2_B1 to her2_B2)"
+        return Dataset(found[0], **truth), Dataset(found[1], **truth), words
+    first, second = simulate_sections(seed=0)
+    truth = {"label_key": "domain", "landmark_key": "tissue"}
+    words = "two simulated sections (no real data at hand)"
+    return Dataset(first, **truth), Dataset(second, **truth), words
+
+
+@dataclass
+class Service:
+    """The service as a child process, in a data directory of its own that does not stay."""
+
+    port: int
+    url: str = ""
+    lines: list[str] = field(default_factory=list[str])
+    ready: threading.Event = field(default_factory=threading.Event)
+
+    @contextmanager
+    def running(self, console: Console) -> Generator[str]:
+        """Start it, wait until it answers, and stop it in order whatever happens."""
+        with tempfile.TemporaryDirectory(prefix="brenier-demo-") as folder:
+            process = subprocess.Popen(
+                self._command(folder),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                process_group=0,  # Ctrl-C reaches this process alone
+                preexec_fn=_end_with_parent,
+            )
+            reader = threading.Thread(target=self._listen, args=(process, console), daemon=True)
+            reader.start()
+            try:
+                self._await(process)
+                yield self.url
+            finally:
+                _stop(process)
+                reader.join(STOP_S)
+
+    def _command(self, folder: str) -> list[str]:
+        port = self.port if is_free(self.port) else 0
+        places = ["--host", "127.0.0.1", "--port", str(port), "--data-dir", folder]
+        return [sys.executable, "-m", "workers.up", *places]
+
+    def _listen(self, process: subprocess.Popen[str], console: Console) -> None:
+        for line in process.stdout or ():
+            text = line.rstrip()
+            self.lines = [*self.lines, text][-KEPT_LINES:]
+            console.print(f"  {text}", style="dim", markup=False, highlight=False)
+            _, found, url = text.partition("ready at ")
+            if found:
+                self.url = url.strip()
+                self.ready.set()
+
+    def _await(self, process: subprocess.Popen[str]) -> None:
+        deadline = time.monotonic() + READY_S
+        while not self.ready.wait(0.1):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise BrenierError("the service did not start; its last words are above")
+
+
+def _align(client: Client, source: Dataset, target: Dataset, console: Console) -> None:
+    began = time.monotonic()
+    job = client.spatial.align.submit(source=source, target=target)
+    answer = job.result(progress=True)
+    console.print(table_of(answer, time.monotonic() - began))
+    for warning in answer.warnings:
+        console.print(f"note: {warning.message}; {warning.hint}", markup=False)
+    for name, raw in (("demo.png", job.picture("png")), ("demo.h5ad", job.h5ad())):
+        Path(name).write_bytes(raw)
+    console.print("Wrote demo.png (the picture) and demo.h5ad (slices with the answer in them).")
+
+
+def table_of(answer: Result, seconds: float) -> Table:
+    """Write what the alignment came to, and the numbers by which to trust it."""
+    scores, proof = answer.scores, answer.certificate
+    table = Table("", "value", "", title="spatial.align", title_justify="left")
+
+    def row(name: str, value: Any, remark: str = "") -> None:
+        if value is not None:
+            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), remark)
+
+    row("status", answer.status, f"after {answer.iterations} iterations")
+    row("objective", answer.value, "expression and geometry, lower is better")
+    row(
+        "label accuracy",
+        scores.label_accuracy,
+        _beside(scores.label_accuracy_best_possible, scores.label_accuracy_random),
+    )
+    row("landmark error", scores.landmark_error_median, "median, in spot pitches")
+    row("rotation", f"{answer.rotation_degrees:.2f} degrees", "mirrored" * answer.reflected)
+    row("marginal errors", max(proof.marginal_error_a, proof.marginal_error_b), "0: feasible")
+    row("Frank-Wolfe gap", proof.frank_wolfe_gap, "0: stationary")
+    row("mirrored margin", proof.mirrored_margin, "positive: mirroring fits worse")
+    row("singular ratio", proof.singular_ratio, "near 0 or 1: rotation ill determined")
+    compute_s = answer.provenance.timings.compute_ms / 1000
+    row("time", f"{seconds:.1f} s", f"{compute_s:.1f} s of it computing")
+    return table
+
+
+def _beside(best: float | None, random: float | None) -> str:
+    if best is None or random is None:
+        return ""
+    return f"best possible {best:.4f}, random {random:.4f}"
+
+
+def is_free(port: int) -> bool:
+    """Tell whether the port of this machine can be had."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _end_with_parent() -> None:
+    """Have Linux stop the service in order if this process is killed."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+
+
+def _stop(process: subprocess.Popen[str]) -> None:
+    process.send_signal(signal.SIGINT)
+    try:
+        process.wait(STOP_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _interruptible() -> Generator[None]:
+    """Let SIGTERM and SIGHUP end the demonstration as Ctrl-C does."""
+
+    def interrupt(signum: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def _sleep() -> None:
+    try:
+        while True:
+            time.sleep(3600)
+    except KeyboardInterrupt:
+        return
