@@ -3,6 +3,7 @@
 import secrets
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,5 +96,5 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedStore]:
 @pytest.fixture
 def queue(server: EmbeddedStore) -> Iterator[Queue]:
     settings = Settings(data_dir=server.home, namespace=f"t{secrets.token_hex(4)}", lease_s=LEASE_S)
-    with redis.Redis.from_url(settings.store_url) as raw:
-        yield Queue(settings, Store(settings), raw)
+    with redis.Redis.from_url(settings.store_url) as raw, closing(Store(settings)) as store:
+        yield Queue(settings, store, raw)

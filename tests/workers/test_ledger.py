@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 
 import numpy as np
 import pytest
@@ -78,10 +79,10 @@ class TestSubmit:
         start = threading.Barrier(16)
 
         def ask(_: int) -> tuple[str, str]:
-            store = Store(queue.settings)
-            start.wait()
-            made = store.do(queue.ledger.submit("t", question()))
-            return made.verdict, made.job
+            with closing(Store(queue.settings)) as store:
+                start.wait()
+                made = store.do(queue.ledger.submit("t", question()))
+                return made.verdict, made.job
 
         with ThreadPoolExecutor(16) as pool:
             made = list(pool.map(ask, range(16)))

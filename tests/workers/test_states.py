@@ -64,6 +64,7 @@ class Jobs(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         self.raw.close()
+        self.queue.store.close()
 
     @rule(target=jobs, name=st.sampled_from("ab"), fresh=st.booleans())
     def submit(self, name: str, fresh: bool) -> str:
