@@ -47,6 +47,8 @@ def router(gate: Gateway) -> APIRouter:
         headers = immutable(f"{name} {media}")
         if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
             return Response(status_code=304, headers=headers)
+        if media == NPY and request.scope["state"]["head"]:
+            return await _told(gate, name, headers)
         item = (await gate.do(gate.ledger.get([name]))).get(name)
         if item is None:
             raise missing(name, "array")
@@ -68,6 +70,15 @@ def checked(digest: str, what: str) -> str:
 def missing(digest: str, what: str) -> Refusal:
     """Refuse a digest that is not stored (any more)."""
     return Refusal("not-found", f"no {what} {digest[:80]}: never uploaded, or dropped since")
+
+
+async def _told(gate: Gateway, name: str, headers: dict[str, str]) -> Response:
+    """Answer HEAD without fetching the entries."""
+    facts = (await gate.do(gate.ledger.facts([name]))).get(name)
+    if facts is None:
+        raise missing(name, "array")
+    length = {"Content-Length": str(npy.size(facts.dtype, facts.shape))}
+    return Response(headers=headers | length, media_type=NPY)
 
 
 async def _from_npy(raw: bytes) -> Stored:

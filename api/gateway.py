@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import logging
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import TypeVar
 
@@ -39,7 +39,7 @@ class Gateway:
         return await self.store.do(call)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
+    async def serving(self) -> AsyncGenerator[None]:
         """Listen for news and look after lost jobs while the gateway serves."""
         self.aside.warm()
         tasks = [asyncio.create_task(self.wakeups.run()), asyncio.create_task(self._reap())]

@@ -63,7 +63,7 @@ class Edge:
             return
         request_id, headless = _request_id(scope), scope["method"] == "HEAD"
         scope = {**scope, "method": "GET" if headless else scope["method"]}
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "head": headless}
         answer = _Answer(send, request_id, headless)
         began = time.perf_counter()
         try:

@@ -8,7 +8,7 @@ and an endpoint; what goes wrong anywhere becomes a problem (api/problems.py).
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any
@@ -42,7 +42,7 @@ def build(settings: Settings) -> FastAPI:
     gate = Gateway(settings)
 
     @asynccontextmanager
-    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    async def lifespan(app: FastAPI) -> AsyncGenerator[None]:
         async with gate.serving():
             pause = await _put_samples(gate)
             keeping = asyncio.create_task(_keep_samples(gate, pause))

@@ -58,10 +58,20 @@ def head(raw: bytes) -> tuple[np.dtype[np.generic], tuple[int, ...], bool, int]:
 
 def write(array: NDArray[np.generic]) -> bytes:
     """Write a .npy file."""
+    return _header(array.dtype, array.shape) + array.tobytes()
+
+
+def size(dtype: str, shape: list[int]) -> int:
+    """Tell how long the .npy file of an array is."""
+    kind = np.dtype(dtype)
+    return len(_header(kind, tuple(shape))) + math.prod(shape) * kind.itemsize
+
+
+def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
     file = io.BytesIO()
-    header = np.lib.format.header_data_from_array_1_0(array)
-    np.lib.format.write_array_header_1_0(file, header)
-    return file.getvalue() + array.tobytes()
+    fields = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, fields)
+    return file.getvalue()
 
 
 def _dtype(descr: str) -> np.dtype[np.generic]:

@@ -72,17 +72,18 @@ PARAMETERS: list[Document] = [
 
 
 @cache
-def _schemas() -> tuple[Mapping[tuple[type[BaseModel], JsonSchemaMode], Document], Document]:
+def _schemas() -> tuple[Mapping[Any, Document], Document]:
     """Describe all models in one pass, so that equal names are told apart."""
-    wanted: list[tuple[type[BaseModel], JsonSchemaMode]] = [
-        (model, "serialization")
-        for model in (JobRecord, JobList, Problem, DatasetFacts, ArrayRef, VjpResult)
+    answers: list[type[BaseModel]] = [
+        *(JobRecord, JobList, Problem, DatasetFacts, ArrayRef, VjpResult)
     ]
+    questions: list[type[BaseModel]] = []
     for routine in ROUTINES.values():
-        asked = [routine.request, routine.batch, *([routine.vjp] if routine.vjp else [])]
-        wanted += [(model, "validation") for model in asked]
-        wanted += [(model, "serialization") for model in (routine.result, routine.batch_result)]
-    references, found = models_json_schema(wanted, ref_template=TEMPLATE)
+        questions += [routine.request, routine.batch, *([routine.vjp] if routine.vjp else [])]
+        answers += [routine.result, routine.batch_result]
+    modes: list[tuple[type[BaseModel], JsonSchemaMode]] = [(q, "validation") for q in questions]
+    modes.extend((a, "serialization") for a in answers)
+    references, found = models_json_schema(modes, ref_template=TEMPLATE)
     return references, found.get("$defs", {})
 
 

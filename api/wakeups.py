@@ -8,7 +8,7 @@ Listening begins before the first reading, or news between the two would be lost
 import asyncio
 import logging
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -56,7 +56,7 @@ class Wakeups:
         self._ended: OrderedDict[str, None] = OrderedDict()
 
     @contextmanager
-    def listen(self, job: str, *, ends_only: bool = False) -> Iterator[Bell]:
+    def listen(self, job: str, *, ends_only: bool = False) -> Generator[Bell]:
         """Have a bell for one job; it has rung already when the job is known to have ended."""
         bell = Bell(ends_only)
         self._bells.setdefault(job, set()).add(bell)
