@@ -155,3 +155,27 @@ def test_shifting_and_scaling_costs_keeps_the_plan(seed, power, shift):
     shifted = network_simplex(a, b, C + shift)
     expected = plain.transport_cost.item() + shift
     assert abs(shifted.transport_cost.item() - expected) < ROUNDING * max(1, abs(shift))
+
+
+def test_nearly_constant_costs_keep_their_digits():
+    # the certificate once compared the rounding of a large constant with the spread around it
+    a, b, C = problem(9, 20, 20)
+    vertex = network_simplex(a, b, -6.0 + 1e-15 * C)
+    assert abs(vertex.transport_cost.item() + 6) < ROUNDING
+    assert abs(network_simplex(a, b, 0 * C).transport_cost.item()) == 0
+
+
+def test_permuted_equal_masses_give_a_permutation():
+    rng = np.random.default_rng(10)
+    x, order = rng.random((80, 2)), rng.permutation(80)
+    a = np.full(80, 1 / 80)
+    vertex = network_simplex(a, a, ((x[:, None] - x[order]) ** 2).sum(2))
+    assert len(vertex.mass) == 80
+    assert vertex.transport_cost.item() == 0
+
+
+def test_misleading_warm_starts_cost_time_only():
+    a, b, C = problem(11, 30, 25)
+    far = 1e12 * np.random.default_rng(12).normal(size=55)
+    vertex = network_simplex(a, b, C, warm=(far[:30], far[30:]))
+    check_optimal(vertex, a, b, C)
