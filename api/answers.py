@@ -15,12 +15,13 @@ from typing import Any
 
 import numpy as np
 import orjson
-from fastapi import Response
+from fastapi import Request, Response
 from safetensors.numpy import save
+from starlette.requests import ClientDisconnect
 
 from api import npy
 from api.asking import Asked, rendering, submit
-from api.gateway import Gateway
+from api.gateway import Gateway, tenant_of
 from api.negotiate import JSON, NPY, NPZ, RENDERS, SAFETENSORS, choose, unacceptable
 from api.problems import Refusal, failed, later
 from api.wakeups import RECHECK_S
@@ -36,20 +37,30 @@ PACKED = (SAFETENSORS, NPZ)
 class Reader:
     """Who reads a result, and how they want it."""
 
-    tenant: str
-    accept: str | None = None
+    request: Request
     known: str | None = None  # If-None-Match
+
+    @property
+    def accept(self) -> str | None:
+        """Return the representations that are wished for."""
+        return self.request.headers.get("accept")
+
+    @property
+    def tenant(self) -> str:
+        """Return whose request this is."""
+        return tenant_of(self.request)
 
 
 async def settled(
-    gate: Gateway, tenant: str, job: str, seconds: float, *, new: bool = False
+    gate: Gateway, request: Request, job: str, seconds: float = 0, *, new: bool = False
 ) -> tuple[JobRecord, str]:
     """Read a job when it has ended, or when the time is over; also the key of its result.
 
     Raises:
         Refusal: no-such-job.
+        ClientDisconnect: nobody waits any more; the job goes on.
     """
-    until = time.monotonic() + seconds
+    until, tenant = time.monotonic() + seconds, tenant_of(request)
     with gate.wakeups.listen(job, ends_only=True) as bell:
         if new:  # just queued: there is nothing to read before the first news
             await bell.wait(min(RECHECK_S, seconds))
@@ -61,6 +72,8 @@ async def settled(
             if record.status not in LIVE or left <= 0:
                 return record, key
             await bell.wait(min(RECHECK_S, left))
+            if await request.is_disconnected():
+                raise ClientDisconnect
 
 
 def no_such_job() -> Refusal:
@@ -106,11 +119,11 @@ async def answer(gate: Gateway, record: JobRecord, key: str, reader: Reader) -> 
     if record.kind == "render":
         return await _drawn(gate, record, key, reader)
     media = choose(reader.accept, offered(record))
-    headers = immutable(f"{key} {media}")
-    if reader.known is not None and matches(reader.known, headers["ETag"]):
-        return Response(status_code=304, headers=headers)
     if media not in (JSON, *PACKED):
         return await _rendered(gate, record, media, reader)
+    headers = immutable(f"{key} {media}")
+    if matches(reader.known, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
     raw = await stored(gate, record, key)
     if media == JSON:
         if len(raw) > gate.settings.answer_limit:
@@ -136,8 +149,10 @@ def immutable(name: str) -> dict[str, str]:
     }
 
 
-def matches(wanted: str, etag: str) -> bool:
+def matches(wanted: str | None, etag: str) -> bool:
     """Compare If-None-Match with an entity tag (RFC 9110, 13.1.2)."""
+    if wanted is None:
+        return False
     tags = (tag.strip().removeprefix("W/") for tag in wanted.split(","))
     return wanted.strip() == "*" or etag in tags
 
@@ -203,7 +218,7 @@ async def _rendered(gate: Gateway, record: JobRecord, media: str, reader: Reader
     question = rendering(reader.tenant, ROUTINES[record.routine], record.id, media)
     submission = await submit(gate, reader.tenant, Asked(question, Shelf()))
     drawing, key = await settled(
-        gate, reader.tenant, submission.job, gate.settings.wait_cap_s,
+        gate, reader.request, submission.job, gate.settings.wait_cap_s,
         new=submission.verdict == "created",
     )  # fmt: skip
     if drawing.status in LIVE:
@@ -214,16 +229,24 @@ async def _rendered(gate: Gateway, record: JobRecord, media: str, reader: Reader
         }
         return Response(drawing.model_dump_json(), 202, headers=headers, media_type=JSON)
     check_ended(drawing)
-    raw = await stored(gate, drawing, key)
-    return Response(raw, headers=immutable(f"{key} {media}"), media_type=media)
+    return await _picture(gate, drawing, key, media, reader)
 
 
 async def _drawn(gate: Gateway, record: JobRecord, key: str, reader: Reader) -> Response:
     """Send a picture asked for by the id of its own job."""
     request = await gate.do(gate.ledger.request(reader.tenant, record.id))
     media = choose(reader.accept, [(request or {})["media"]])
-    raw = await stored(gate, record, key)
-    return Response(raw, headers=immutable(f"{key} {media}"), media_type=media)
+    return await _picture(gate, record, key, media, reader)
+
+
+async def _picture(
+    gate: Gateway, drawing: JobRecord, key: str, media: str, reader: Reader
+) -> Response:
+    headers = immutable(f"{key} {media}")
+    if matches(reader.known, headers["ETag"]):
+        return Response(status_code=304, headers=headers)
+    raw = await stored(gate, drawing, key)
+    return Response(raw, headers=headers, media_type=media)
 
 
 async def field_answer(
@@ -244,7 +267,7 @@ async def field_answer(
     found = _at(value, path)
     choose(reader.accept, [JSON])
     headers = immutable(f"{key} {path}")
-    if reader.known is not None and matches(reader.known, headers["ETag"]):
+    if matches(reader.known, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     return Response(orjson.dumps(found), headers=headers, media_type=JSON)
 
@@ -254,7 +277,7 @@ async def _array_answer(
 ) -> Response:
     media = choose(reader.accept, [NPY, JSON])
     headers = immutable(f"{reference['digest']} {media}")
-    if reader.known is not None and matches(reader.known, headers["ETag"]):
+    if matches(reader.known, headers["ETag"]):
         return Response(status_code=304, headers=headers)
     array = (await fetch(gate, record, {"": reference}))[""]
     if media == NPY:

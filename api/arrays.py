@@ -45,7 +45,7 @@ def router(gate: Gateway) -> APIRouter:
         name = checked(digest, "array")
         media = choose(request.headers.get("accept"), [NPY, JSON])
         headers = immutable(f"{name} {media}")
-        if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+        if matches(request.headers.get("if-none-match"), headers["ETag"]):
             return Response(status_code=304, headers=headers)
         if media == NPY and request.scope["state"]["head"]:
             return await _told(gate, name, headers)

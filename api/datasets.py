@@ -45,7 +45,7 @@ def router(gate: Gateway) -> APIRouter:
         if known is None:
             raise missing(name, "dataset")
         headers = immutable(f"{name} {media}")
-        if matches(request.headers.get("if-none-match", ""), headers["ETag"]):
+        if matches(request.headers.get("if-none-match"), headers["ETag"]):
             return Response(status_code=304, headers=headers)
         if media == JSON:
             text = DatasetFacts(**known).model_dump_json()

@@ -17,7 +17,7 @@ from fastapi import Request, Response
 from starlette.responses import StreamingResponse
 
 from api.answers import settled
-from api.gateway import Gateway
+from api.gateway import Gateway, tenant_of
 from api.wakeups import RECHECK_S
 from schemas.jobs import LIVE, JobRecord
 
@@ -36,9 +36,10 @@ def number(record: JobRecord) -> int:
     return (2 * record.attempt + 1) * ITERATIONS + ended
 
 
-async def stream(gate: Gateway, tenant: str, job: str, request: Request) -> Response:
+async def stream(gate: Gateway, request: Request, job: str) -> Response:
     """Open the stream, or say that there will be nothing more (204: do not come back)."""
-    record, _ = await settled(gate, tenant, job, 0)
+    tenant = tenant_of(request)
+    record, _ = await settled(gate, request, job)
     text = request.headers.get("last-event-id", "")
     seen = int(text) if text.isdecimal() and len(text) < 20 else -1
     if record.status not in LIVE and number(record) <= seen:

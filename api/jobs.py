@@ -48,21 +48,21 @@ def router(gate: Gateway) -> APIRouter:
     @found.get("/{id}", **openapi.reading("job_get", "Read the record of a job", JobRecord))
     async def get_job(request: Request, id: str, wait: Wait = 0) -> Response:
         seconds = min(wait, gate.settings.poll_cap_s)
-        record, _ = await settled(gate, tenant_of(request), known_id(id), seconds)
+        record, _ = await settled(gate, request, known_id(id), seconds)
         return _record(record, 200)
 
     @found.get("/{id}/events", **openapi.EVENTS)
     async def get_events(request: Request, id: str) -> Response:
-        return await stream(gate, tenant_of(request), known_id(id), request)
+        return await stream(gate, request, known_id(id))
 
     @found.get("/{id}/result", **openapi.RESULT)
     async def get_result(request: Request, id: str) -> Response:
-        record, key = await settled(gate, tenant_of(request), known_id(id), 0)
+        record, key = await settled(gate, request, known_id(id))
         return await answer(gate, record, key, _reader(request))
 
     @found.get("/{id}/result/{field}", **openapi.FIELD)
     async def get_field(request: Request, id: str, field: str) -> Response:
-        record, key = await settled(gate, tenant_of(request), known_id(id), 0)
+        record, key = await settled(gate, request, known_id(id))
         return await field_answer(gate, record, key, field, _reader(request))
 
     @found.delete("/{id}", status_code=202, **openapi.DELETE)
@@ -73,7 +73,7 @@ def router(gate: Gateway) -> APIRouter:
             raise no_such_job()
         if verdict == "forgotten":
             return Response(status_code=204)
-        record, _ = await settled(gate, tenant, job, 0)
+        record, _ = await settled(gate, request, job)
         return _record(record, 202)
 
     return found
@@ -87,8 +87,7 @@ def known_id(text: str) -> str:
 
 
 def _reader(request: Request) -> Reader:
-    headers = request.headers
-    return Reader(tenant_of(request), headers.get("accept"), headers.get("if-none-match"))
+    return Reader(request, request.headers.get("if-none-match"))
 
 
 def _record(record: JobRecord, status: int) -> Response:

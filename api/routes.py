@@ -88,9 +88,9 @@ async def _reply(
     gate: Gateway, request: Request, submission: Submission, seconds: float | None
 ) -> Response:
     """Answer with the record, or with the result when that was wished and comes in time."""
-    tenant, new = tenant_of(request), submission.verdict == "created"
+    new = submission.verdict == "created"
     record, key = await settled(
-        gate, tenant, submission.job, seconds or 0, new=new and bool(seconds)
+        gate, request, submission.job, seconds or 0, new=new and bool(seconds)
     )
     headers = {"Location": record.links.self, "Cache-Control": "no-store"}
     if submission.verdict == "replayed":
@@ -101,9 +101,8 @@ async def _reply(
         "Preference-Applied": f"wait={seconds:g}",
         "Content-Location": record.links.result,
     }
-    reader = Reader(tenant, request.headers.get("accept"))
     try:
-        response = await answer(gate, record, key, reader)
+        response = await answer(gate, record, key, Reader(request))
     except Refusal as refusal:
         refusal.headers |= headers
         raise
