@@ -8,20 +8,21 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
 from brenier.client import Client
 from brenier.errors import BrenierError
-from brenier.results import Result
+from brenier.results import Record, Result
 from brenier.simulate import simulate_sections
 from brenier.uploads import Dataset
+from schemas.spatial.align import AlignResult
 
 REAL = Path("../shared/data/spatial")
 READY_S = 180.0
@@ -108,6 +109,8 @@ class Service:
     def _listen(self, process: subprocess.Popen[str], console: Console) -> None:
         for line in process.stdout or ():
             text = line.rstrip()
+            if not text:
+                continue
             self.lines = [*self.lines, text][-KEPT_LINES:]
             console.print(f"  {text}", style="dim", markup=False, highlight=False)
             _, found, url = text.partition("ready at ")
@@ -136,35 +139,25 @@ def _align(client: Client, source: Dataset, target: Dataset, console: Console) -
 
 def table_of(answer: Result, seconds: float) -> Table:
     """Write what the alignment came to, and the numbers by which to trust it."""
-    scores, proof = answer.scores, answer.certificate
-    table = Table("", "value", "", title="spatial.align", title_justify="left")
-
-    def row(name: str, value: Any, remark: str = "") -> None:
-        if value is not None:
-            table.add_row(name, f"{value:.6g}" if isinstance(value, float) else str(value), remark)
-
-    row("status", answer.status, f"after {answer.iterations} iterations")
-    row("objective", answer.value, "expression and geometry, lower is better")
-    row(
-        "label accuracy",
-        scores.label_accuracy,
-        _beside(scores.label_accuracy_best_possible, scores.label_accuracy_random),
-    )
-    row("landmark error", scores.landmark_error_median, "median, in spot pitches")
-    row("rotation", f"{answer.rotation_degrees:.2f} degrees", "mirrored" * answer.reflected)
-    row("marginal errors", max(proof.marginal_error_a, proof.marginal_error_b), "0: feasible")
-    row("Frank-Wolfe gap", proof.frank_wolfe_gap, "0: stationary")
-    row("mirrored margin", proof.mirrored_margin, "positive: mirroring fits worse")
-    row("singular ratio", proof.singular_ratio, "near 0 or 1: rotation ill determined")
+    table = Table(box=None, show_header=False, pad_edge=False)
+    table.add_row("status", answer.status, f"after {answer.iterations} iterations")
+    table.add_row("value", f"{answer.value:.6g}", "objective: expression and geometry")
+    turned = "mirrored and turned" if answer.reflected else "turned"
+    table.add_row("rotation", f"{answer.rotation_degrees:.2f}", f"degrees; {turned}")
+    for part in ("scores", "certificate"):
+        for name, value, meaning in numbers_in(answer[part], AlignResult.model_fields[part]):
+            table.add_row(name, f"{value:.6g}", meaning)
     compute_s = answer.provenance.timings.compute_ms / 1000
-    row("time", f"{seconds:.1f} s", f"{compute_s:.1f} s of it computing")
+    table.add_row("time", f"{seconds:.1f} s", f"{compute_s:.1f} s of it computing")
     return table
 
 
-def _beside(best: float | None, random: float | None) -> str:
-    if best is None or random is None:
-        return ""
-    return f"best possible {best:.4f}, random {random:.4f}"
+def numbers_in(part: Record, model: FieldInfo) -> Iterator[tuple[str, float, str]]:
+    """Walk the numbers of a part of an answer, each with its meaning from the schema."""
+    fields: dict[str, FieldInfo] = getattr(model.annotation, "model_fields", {})
+    for name in part:
+        if part[name] is not None:
+            yield name.replace("_", " "), part[name], (fields[name].description or "").split(";")[0]
 
 
 def is_free(port: int) -> bool:
@@ -185,12 +178,16 @@ def _end_with_parent() -> None:
 
 
 def _stop(process: subprocess.Popen[str]) -> None:
+    """End the service in order; an impatient second Ctrl-C is passed on."""
+    deadline = time.monotonic() + STOP_S
     process.send_signal(signal.SIGINT)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
+    while process.poll() is None:
+        try:
+            process.wait(max(0.0, deadline - time.monotonic()))
+        except KeyboardInterrupt:
+            process.send_signal(signal.SIGINT)
+        except subprocess.TimeoutExpired:
+            process.kill()
 
 
 @contextmanager
