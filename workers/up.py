@@ -7,7 +7,6 @@ what they had in hand is taken up by the next worker, as after any other loss).
 
 import argparse
 import contextlib
-import ipaddress
 import json
 import os
 import shlex
@@ -88,6 +87,7 @@ class Supervisor:
 
     settings: Settings
     grace_s: float = GRACE_S
+    workers_only: bool = False
     link: Store = field(init=False)
     requests: int = 0
     code: int = 0
@@ -144,8 +144,9 @@ class Supervisor:
                     signal.SIGKILL,
                 )
             )
-        command = _gateway_command(self.settings)
-        self.gateway = Service("gateway", command, environment, signal.SIGTERM)
+        if not self.workers_only:
+            command = _gateway_command(self.settings)
+            self.gateway = Service("gateway", command, environment, signal.SIGTERM)
 
     def _look(self, began: float) -> None:
         if self.store is not None and self.store.pid is None:
@@ -155,10 +156,13 @@ class Supervisor:
             service.watch()
         if self.gateway is not None:
             self.gateway.watch()
-        if not self.ready and _answers(self.settings) and self._worker_alive(began):
+        if not self.ready and self._served() and self._worker_alive(began):
             self.ready = True
-            for line in welcome(self.settings):
+            for line in ["ready"] if self.workers_only else welcome(self.settings):
                 say(line)
+
+    def _served(self) -> bool:
+        return self.workers_only or _answers(self.settings)
 
     def _worker_alive(self, began: float) -> bool:
         """Tell whether a worker has given a sign of life since this supervisor began."""
@@ -306,13 +310,8 @@ def reserve_port(host: str, port: int) -> int:
 
 
 def exposed(host: str) -> bool:
-    """Tell whether an address can be reached from other machines, as far as its name tells."""
-    if host == "localhost":
-        return False
-    try:
-        return not ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return True
+    """Tell whether an address can be reached from other machines; the gateway asks the same."""
+    return host not in ("127.0.0.1", "::1", "localhost")
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -324,6 +323,12 @@ def _parser() -> argparse.ArgumentParser:
     fields = Settings.model_fields
     for name in ("workers", "threads", "device", "host", "port", "data_dir", "redis_url"):
         parser.add_argument(f"--{name.replace('_', '-')}", help=fields[name].description)
+    parser.add_argument(
+        "--workers-only",
+        action="store_true",
+        default=False,
+        help="No gateway: add this machine's workers to the store at --redis-url.",
+    )
     parser.add_argument("--insecure", action="store_true", help=fields["insecure"].description)
     parser.add_argument(
         "--grace", type=float, default=GRACE_S, help="Seconds that a job may take when stopping."
@@ -331,7 +336,7 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def configure(arguments: Sequence[str] | None) -> tuple[Settings, float]:
+def configure(arguments: Sequence[str] | None) -> tuple[Settings, float, bool]:
     """Read options and environment, and choose the port.
 
     Raises:
@@ -339,14 +344,19 @@ def configure(arguments: Sequence[str] | None) -> tuple[Settings, float]:
         OSError: the address is not free.
     """
     options = vars(_parser().parse_args(arguments))
-    grace = options.pop("grace")
+    grace, workers_only = options.pop("grace"), options.pop("workers_only")
     settings = Settings(**options)
+    if workers_only:
+        if not settings.redis_url:
+            raise ValueError("--workers-only needs the store of the others: set --redis-url")
+        return settings, grace, True
     if exposed(settings.host) and not settings.api_keys and not settings.insecure:
         raise ValueError(
             f"{settings.host} can be reached from other machines and no key is set: set "
             "BRENIER_API_KEYS, or say --insecure"
         )
-    return settings.model_copy(update={"port": reserve_port(settings.host, settings.port)}), grace
+    port = reserve_port(settings.host, settings.port)
+    return settings.model_copy(update={"port": port}), grace, False
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

