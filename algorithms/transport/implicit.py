@@ -7,16 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from algorithms.iterate import iterate
+from algorithms.transport.conjugate import conjugate_gradients
 
 # Relative residual of the linear solve: well below what differences in float64 can see.
 SOLVE_TOL = 1e-13
 # Conjugate gradients end in n steps in exact arithmetic; rounding asks for a few times as many.
 SOLVE_STEPS_PER_POINT, SOLVE_STEPS = 4, 100
-# Steps between two looks at the residual.
-CHECK_EVERY = 5
-# Looks without progress: at the floor of rounding the residual wanders.
-PATIENCE = 20
 
 
 class Optimum(torch.autograd.Function):
@@ -103,38 +99,18 @@ def solve_coupled(
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
     r"""Solve `[[diag P1, P], [P^T, diag P^T 1]] (y, z) = (p, q)`, up to `y + t, z - t`.
 
-    Conjugate gradients in float64 on `(diag P1 - P diag(P^T 1)^-1 P^T) y = p - P (q / P^T 1)`,
-    preconditioned by `diag P1`: a symmetric positive semi-definite system, singular along 1, whose
-    condition number is 1 / (1 - theta), theta the rate of Sinkhorn's iteration.
+    Conjugate gradients in float64 on `(diag P1 - P diag(P^T 1)^-1 P^T) y = p - P (q / P^T 1)`.
     """
     dtype, plan = P.dtype, P.double()
     mu, nu = plan.sum(1), plan.sum(0)  # (n, m) -> (n,), (m,)
-    # a vanished row or column has no equation of its own; its unknown is left at zero
-    mu_inv, nu_inv = (torch.where(w > 0, 1 / w, 0.0) for w in (mu, nu))
+    # a vanished column has no equation of its own; its unknown is left at zero
+    inverse = torch.where(nu > 0, 1 / nu, 0.0)
     p, q = p.double(), q.double()
-    right = p - plan @ (q * nu_inv)
-    right = right - mu * (right.sum() / mu.sum())  # into the range of the singular system
-
-    def step(state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        y, r, d, rho = state
-        Ad = mu * d - plan @ (nu_inv * (plan.T @ d))
-        alpha = rho / (d @ Ad)
-        y, r = y + alpha * d, r - alpha * Ad
-        s = mu_inv * r
-        new = r @ s
-        return y, r, s + (new / rho) * d, new
-
-    first = mu_inv * right
-    rho = right @ first
-    steps = SOLVE_STEPS_PER_POINT * plan.shape[0] + SOLVE_STEPS
-    (y, *_), _ = iterate(
-        step,
-        lambda state: (state[3] / rho).abs().sqrt(),
-        (torch.zeros_like(right), right, first, rho),
+    y, _ = conjugate_gradients(
+        lambda d: mu * d - plan @ (inverse * (plan.T @ d)),
+        p - plan @ (q * inverse),
+        mu,
         tol=SOLVE_TOL,
-        max_iter=steps if float(rho) > 0 else 0,
-        check_every=CHECK_EVERY,
-        patience=PATIENCE,
+        max_iter=SOLVE_STEPS_PER_POINT * plan.shape[0] + SOLVE_STEPS,
     )
-    z = nu_inv * (q - plan.T @ y)
-    return y.to(dtype), z.to(dtype)
+    return y.to(dtype), (inverse * (q - plan.T @ y)).to(dtype)

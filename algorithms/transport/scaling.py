@@ -8,6 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+from algorithms.transport.conjugate import conjugate_gradients
 
 # Sweeps between two looks at the error; the first ten are watched one by one: a start moves far.
 CHECK_EVERY = 10
@@ -17,12 +18,25 @@ REACH = {torch.float64: 1e40, torch.float32: 1e4}
 LOWEST = {torch.float64: -690.0, torch.float32: -80.0}
 # Sums below this share of their weight come from clamped entries alone.
 UNSEEN = {torch.float64: 1e-250, torch.float32: 1e-25}
-# Checks before the first estimate of the rate (until then fast modes hide the slow one), and after.
-PLAIN_CHECKS, RELAXED_CHECKS = 3, 2
+# Checks before the first estimate of the rate: until then fast modes hide the slow one.
+PLAIN_CHECKS = 3
+# Share of 1/(2 - w), the memory of a relaxed sweep, over which its rate is measured, and the
+# number of such spans after which a relaxation that was not raised is tried lower.
+MEMORY, SPANS = 0.5, 4
 # Relaxation never comes nearer to 2, where the spectral radius w - 1 of a relaxed sweep is 1.
 MOST_RELAXED = 1.98
-# A change of relaxation smaller than this is not worth a new estimate.
-WORTH = 0.002
+# Growth of the error that ends a relaxation. Smaller growth is its way: a sweep is not normal.
+RUNAWAY = 30.0
+# A step of this share of 2 - w is worth a new estimate.
+WORTH = 0.1
+# Every so many sweeps, Newton's method has a try if the error is in its basin, and another if it
+# brought the error down by this factor.
+SWEEPS_BEFORE_NEWTON, NEWTON_BASIN, NEWTON_WORTH = 200, 1e-2, 0.1
+NEWTON_STEPS, NEWTON_PATIENCE = 30, 5
+# The linear systems are solved to this share of the square root of the error: superlinear.
+NEWTON_SHARE = 0.1
+# Largest change of a log-scaling in one step; shares of slope and of value that count as growth.
+NEWTON_REACH, HALVINGS, ARMIJO, ARMIJO_ROUNDING = 20.0, 12, 1e-4, 1e-15
 # Checks without a new best error before the loop gives up: relaxed errors rise for a while.
 PATIENCE = 100
 # Relaxation waits for this error: before, the sweep is too far from linear and scalings run away.
@@ -91,19 +105,16 @@ def solve(p: Problem, *, tol: float, max_iter: int, watch: Watch = unwatched) ->
     the potentials; when it belies the loop's, or the loop diverged, careful plain sweeps get a
     second chance.
     """
-    state, error = start(p, tol, max_iter, watch), math.inf
-    spent = state.sweeps
+    state = start(p, tol, max_iter, watch)
     for careful in (False, True):
-        go_on = _counting_from(spent, watch)
         state = replace(state, careful=careful, relaxation=1.0 if careful else state.relaxation)
-        state, stop = _climb(p, state, tol, max(0, max_iter - spent), go_on)
-        spent += stop.iterations
+        state, stop = _approach(p, state, tol, max_iter, watch)
         state = _finished(p, state)
         error = float(marginal_error(p, state))
         if error <= tol or stop.status in ("max_iter", "interrupted"):
             break
     status = stop.status if stop.status != "converged" else "stagnated"
-    stop = Stop("converged" if error <= tol else status, spent, error)
+    stop = Stop("converged" if error <= tol else status, state.sweeps, error)
     return Solved(state.f, state.g, state.K, _sums(state.K, 1), _sums(state.K, 0), stop)
 
 
@@ -118,8 +129,8 @@ def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Sc
     zero = torch.zeros_like(p.a)
     state = seen(hot, zero, half_step(p.C.T, zero, p.a, hot.epsilon), torch.empty_like(p.C))
     for level in range(levels - 1, -1, -1):
-        left = min(COOLING_SWEEPS, max_iter - state.sweeps)
-        warm, _ = _climb(hot, state, tol, left, quietly(watch))
+        level_end = min(state.sweeps + COOLING_SWEEPS, max_iter)
+        warm, _ = _climb(hot, state, tol, level_end, quietly(watch))
         hot = replace(p, epsilon=p.epsilon * COOLING**level)
         state = replace(
             seen(hot, *_absorbing(warm, hot.epsilon * COOLING), warm.K), sweeps=warm.sweeps
@@ -218,25 +229,95 @@ def _relaxed(p: Problem, state: Scaled) -> Scaled:
 
     A sweep with exponent w whose error falls by lam has `(lam + w - 1)^2 = lam w^2 theta`, theta
     the rate of plain sweeps (Young 1971, section 5.2); the best exponent for theta is
-    `2 / (1 + sqrt(1 - theta))`. Early estimates of theta are low, so the exponent is raised again
-    while lam exceeds w - 1, the rate at and beyond the best exponent.
+    `2 / (1 + sqrt(1 - theta))`. Early estimates of theta are low: the exponent is raised again
+    while lam exceeds w - 1, the rate at and beyond the best exponent, and tried lower when lam
+    has been w - 1 for long.
     """
     w, errors = state.relaxation, (*state.errors, float(marginal_error(p, state)))
     state = replace(state, errors=errors)
-    if w > 1 and len(errors) > 2 and errors[-1] > errors[-2] > errors[-3]:
+    if state.careful or errors[-1] > NEARLY_LINEAR:
+        return replace(state, relaxation=1.0)
+    if w > 1 and errors[-1] > RUNAWAY * min(errors):
         return replace(state, relaxation=1.0, errors=errors[-1:])
-    span = 1 if w == 1 else RELAXED_CHECKS
-    enough = PLAIN_CHECKS if w == 1 else 1 + RELAXED_CHECKS
-    if state.careful or len(errors) < enough or errors[-1] > NEARLY_LINEAR:
-        return state
-    if not 0 < errors[-1] < errors[-1 - span]:
+    span = 1 if w == 1 else max(2, math.ceil(MEMORY / (2 - w) / CHECK_EVERY))
+    enough = PLAIN_CHECKS if w == 1 else 1 + span
+    if len(errors) < enough or not 0 < errors[-1] < errors[-1 - span]:
         return state
     rate = (errors[-1] / errors[-1 - span]) ** (1 / (span * CHECK_EVERY))
-    if rate <= w - 1:
-        return state
     theta = min((rate + w - 1) ** 2 / (rate * w * w), 1.0)
     best = min(MOST_RELAXED, 2 / (1 + math.sqrt(1 - theta)))
-    return replace(state, relaxation=best, errors=errors[-1:]) if best > w + WORTH else state
+    if rate > w - 1 and (w == 1 or best > w + WORTH * (2 - w)):
+        return replace(state, relaxation=best, errors=errors[-1:])
+    if w > 1 and len(errors) > SPANS * span and rate <= w - 1 + WORTH * (2 - w):
+        return replace(state, relaxation=1 + (w - 1) ** 2, errors=errors[-1:])
+    return state
+
+
+def polished(p: Problem, state: Scaled, *, tol: float, max_iter: int, watch: Watch) -> Scaled:
+    """Take Newton steps on the dual, for plans so nearly determined that sweeps crawl.
+
+    One step of conjugate gradients costs two products with the kernel, and counts, like a sweep.
+    """
+    target = state.sweeps + max_iter
+    state, _ = iterate(
+        lambda state: _newton(p, state, target - state.sweeps, quietly(watch)),
+        lambda state: marginal_error(p, state),
+        _columns_exact(p, state, state.u),
+        tol=tol,
+        max_iter=NEWTON_STEPS,
+        patience=NEWTON_PATIENCE,
+        watch=watch,
+    )
+    return state
+
+
+def _newton(p: Problem, state: Scaled, left: int, watch: Watch) -> Scaled:
+    r"""Solve `(diag(P1) - P diag(1/b) P^T) y = a - P1`, `f <- f + eps tau y`, `g = s_g(f)`.
+
+    tau is halved until the dual `<a, f> + <b, g>` grows by a share of its slope (Armijo).
+    """
+    mu, v = state.u * state.s, state.v
+    y, stop = conjugate_gradients(
+        lambda d: mu * d - state.u * (state.K @ (v * v / p.b * (state.K.T @ (state.u * d)))),
+        p.a - mu,
+        mu,
+        tol=NEWTON_SHARE * math.sqrt(min(1.0, float(marginal_error(p, state)))),
+        max_iter=max(0, left),
+        watch=watch,
+    )
+    slope = float((p.a - mu) @ y)
+    tau = min(1.0, NEWTON_REACH / max(float(y.abs().amax()), NEWTON_REACH))
+    moved = _columns_exact(p, state, state.u * (tau * y).exp())
+    for _ in range(HALVINGS):
+        gain = float(tau * (p.a @ y) + p.b @ (moved.v / state.v).log())
+        if gain >= ARMIJO * tau * slope - ARMIJO_ROUNDING:
+            break
+        tau /= 2
+        moved = _columns_exact(p, state, state.u * (tau * y).exp())
+    return _absorbed(p, replace(moved, sweeps=state.sweeps + stop.iterations + 1))
+
+
+def _columns_exact(p: Problem, state: Scaled, u: Float[Tensor, "n"]) -> Scaled:
+    t = state.K.T @ u  # (n, m), (n,) -> (m,)
+    v = p.b.to(t) / t
+    return replace(state, u=u, v=v, s=state.K @ v, t=t)
+
+
+def _approach(
+    p: Problem, state: Scaled, tol: float, max_iter: int, watch: Watch
+) -> tuple[Scaled, Stop]:
+    """Sweep; where that crawls near the optimum, polish; where polishing fails, sweep on."""
+    trying = state.K.dtype == torch.float64 and not state.careful
+    while trying:
+        end = min(state.sweeps + SWEEPS_BEFORE_NEWTON, max_iter)
+        state, stop = _climb(p, state, tol, end, watch)
+        if stop.status != "max_iter" or state.sweeps >= max_iter:
+            return state, stop
+        if stop.residual < NEWTON_BASIN:
+            left = max_iter - state.sweeps
+            state = polished(p, state, tol=tol, max_iter=left, watch=_onward(state, watch))
+            trying = float(marginal_error(p, state)) < NEWTON_WORTH * stop.residual
+    return _climb(p, state, tol, max_iter, watch)
 
 
 def _climb(
@@ -247,11 +328,16 @@ def _climb(
         lambda state: marginal_error(p, state),
         state,
         tol=tol,
-        max_iter=max_iter,
+        max_iter=max(0, max_iter - state.sweeps),
         check_every=CHECK_EVERY,
         patience=PATIENCE,
-        watch=watch,
+        watch=_onward(state, watch),
     )
+
+
+def _onward(state: Scaled, watch: Watch) -> Watch:
+    """Count on from the sweeps already made."""
+    return lambda iteration, residual: watch(state.sweeps + iteration, residual)
 
 
 def _finished(p: Problem, state: Scaled) -> Scaled:
@@ -263,12 +349,8 @@ def _finished(p: Problem, state: Scaled) -> Scaled:
     g = state.g + p.epsilon * (p.b.log() - state.t.double().log())
     centre = p.a @ f
     f, g = (h.to(p.C.dtype).double() for h in (f - centre, g + centre))
-    return replace(scaled(p, f, g, state.K), relaxation=state.relaxation)
+    return replace(scaled(p, f, g, state.K), relaxation=state.relaxation, sweeps=state.sweeps)
 
 
 def _sums(K: Float[Tensor, "n m"], axis: int) -> Float[Tensor, "k"]:
     return K.sum(axis, dtype=torch.float64)
-
-
-def _counting_from(spent: int, watch: Watch) -> Watch:
-    return lambda iteration, residual: watch(spent + iteration, residual)

@@ -113,9 +113,10 @@ def sinkhorn(
     with torch.no_grad():
         certificate, value = _measured(*inner, f, g, plan, epsilon)
     if rounded:
-        plan = round_plan(plan, *inner[1:])
         with torch.no_grad():
-            certificate, value = _measured_again(certificate, *inner, plan, epsilon)
+            move = round_plan(plan, *inner[1:]) - plan
+            certificate, value = _measured_again(certificate, *inner, plan + move, epsilon)
+        plan = plan + move  # the optimum is feasible: rounding has no part in its derivatives
     if not whole:
         f, g, plan = _restored((C, a, b), f, g, plan, (rows, columns), epsilon)
     slope = 2 * epsilon * (a.detach().sum() - 1)
