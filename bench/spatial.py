@@ -2,8 +2,8 @@
 
     python -m bench.spatial [name ...]
 
-Prints one table; of a run over all pairs it writes bench/results/spatial.json. The sections are looked for beside the
-repository, in ../shared/data/spatial; without them nothing is run and the reason is printed.
+Prints one table; a run over all pairs writes bench/results/spatial.json. The sections are looked
+for beside the repository, in ../shared/data/spatial; without them the reason is printed.
 """
 
 import json

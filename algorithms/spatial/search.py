@@ -35,6 +35,8 @@ JITTER = (-2.5, -1.0, 0.0, 1.0, 2.5)
 JITTER_LARGE = (-1.0, 1.0)
 # The polish goes on while it gains more than this share, at most so many rounds.
 POLISH_GAIN, POLISH_ROUNDS = 1e-5, 3
+# Values this close, in shares of F(a b^T), are one plan reached twice; rounding is near 1e-14.
+SAME_PLAN = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Found:
 
 def from_product(pair: Pair, errand: Errand) -> Found:
     """Descend from a b^T only."""
-    return _sorted_out([advance(pair, errand, flat(pair), errand.max_iter)], [])
+    return _sorted_out(pair, [advance(pair, errand, flat(pair), errand.max_iter)], [])
 
 
 def screened(pair: Pair, errand: Errand) -> Found:
@@ -69,10 +71,12 @@ def screened(pair: Pair, errand: Errand) -> Found:
     )
     starts = [*turned, *flipped, *others, flat(pair)]
     short = errand.together(lambda c: advance(pair, errand, c, SCREEN_STEPS), starts)
-    chosen = _lowest(short, FINISHED_PROPER, False) + _lowest(short, FINISHED_MIRRORED, True)
+    chosen = _lowest(pair, short, FINISHED_PROPER, False) + _lowest(
+        pair, short, FINISHED_MIRRORED, True
+    )
     rows += more_rows + [c.dropped("screen") for c in short if c not in chosen]
     ends = errand.together(lambda c: advance(pair, errand, c, errand.max_iter), chosen)
-    return _sorted_out(ends, rows)
+    return _sorted_out(pair, ends, rows)
 
 
 def refined(pair: Pair, errand: Errand, coarse: Pair, guides: Found) -> Found:
@@ -85,7 +89,7 @@ def refined(pair: Pair, errand: Errand, coarse: Pair, guides: Found) -> Found:
         return advance(pair, errand, start, errand.max_iter)
 
     ends = [c for c in (guides.proper, guides.mirrored) if c is not None]
-    return _sorted_out(errand.together(descent, ends), guides.dropped)
+    return _sorted_out(pair, errand.together(descent, ends), guides.dropped)
 
 
 def polished(
@@ -96,7 +100,7 @@ def polished(
     Repeated while the best falls. Ends of the other orientation are no answers and are dropped.
     """
     rows = list(found.dropped)
-    extra = [partial(flat, pair)] if _dropped_product(found) else []
+    extra = [partial(flat, pair, "product again")] if _dropped_product(found) else []
 
     def descent(start: Callable[[], Candidate]) -> Candidate | None:
         return advance(pair, errand, start(), errand.max_iter) if errand.go_on() else None
@@ -105,7 +109,7 @@ def polished(
         starts = [*extra, *_near(pair, best, jitter)] if errand.go_on() else []
         ends = [c for c in errand.together(descent, starts) if c is not None]
         before, extra = best, []
-        best = min([best, *(c for c in ends if c.mirrored == best.mirrored)], key=_value)
+        best = _lowest(pair, [best, *ends], 1, best.mirrored)[0]
         rows += [c.dropped("polish") for c in (before, *ends) if c is not best]
         gain = before.value - best.value
         if gain <= POLISH_GAIN * abs(best.value) or not errand.watch(
@@ -118,7 +122,7 @@ def polished(
 
 
 def _dropped_product(found: Found) -> bool:
-    """Tell whether a b^T was not run to its end."""
+    """Tell whether the descent from a b^T was not run to its end."""
     return not any(row.name == "product" and row.stage != "screen" for row in found.dropped) and (
         all(end is None or end.name != "product" for end in (found.proper, found.mirrored))
     )
@@ -151,12 +155,25 @@ def _value(candidate: Candidate) -> float:
     return candidate.value
 
 
-def _lowest(candidates: Iterable[Candidate], count: int, mirrored: bool) -> list[Candidate]:
-    return sorted((c for c in candidates if c.mirrored == mirrored), key=_value)[:count]
+def _lowest(
+    pair: Pair, candidates: Iterable[Candidate], count: int, mirrored: bool
+) -> list[Candidate]:
+    """Take the lowest few different plans; of a plan reached several times, the first to name it.
+
+    Rounding, which varies with the number of threads, then decides nothing.
+    """
+    own = [c for c in candidates if c.mirrored == mirrored]
+    groups: list[list[Candidate]] = []
+    for c in sorted(own, key=_value):
+        if groups and c.value - groups[-1][-1].value <= SAME_PLAN * pair.problem.size:
+            groups[-1].append(c)
+        else:
+            groups.append([c])
+    return [min(group, key=own.index) for group in groups[:count]]
 
 
-def _sorted_out(ends: list[Candidate], rows: Sequence[Start]) -> Found:
+def _sorted_out(pair: Pair, ends: list[Candidate], rows: Sequence[Start]) -> Found:
     """Keep the lowest of each orientation: a descent may have turned over on its way."""
-    proper, mirrored = _lowest(ends, 1, False), _lowest(ends, 1, True)
+    proper, mirrored = _lowest(pair, ends, 1, False), _lowest(pair, ends, 1, True)
     lost = [c.dropped("descent") for c in ends if c not in proper + mirrored]
     return Found(proper[0] if proper else None, mirrored[0] if mirrored else None, (*rows, *lost))

@@ -171,9 +171,9 @@ def sweep(pair: Pair, flip: bool, errand: Errand) -> tuple[list[Candidate], list
     return kept, dropped
 
 
-def flat(pair: Pair) -> Candidate:
+def flat(pair: Pair, name: str = "product") -> Candidate:
     """Start at a b^T."""
-    return Candidate("product", product(pair.problem), False)
+    return Candidate(name, product(pair.problem), False)
 
 
 def by_expression(pair: Pair, errand: Errand) -> tuple[list[Candidate], list[Start]]:

@@ -1,7 +1,5 @@
 """Filtering, common genes, dissimilarities."""
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch

@@ -9,7 +9,11 @@ from algorithms.spatial.slice import Slice
 
 
 def tissue(seed=0, *, spots=80, genes=120, depth=2000.0, reading=None):
-    """Draw an irregular outline with smooth expression; `reading` draws other counts of it."""
+    """Draw an irregular outline with smooth expression: spots, their landmarks, four labels.
+
+    `reading` draws a serial section: other counts, jittered spots, a twentieth of them missing.
+    Spots keep their order and their landmarks.
+    """
     rng = np.random.default_rng(seed)
     side = int(np.ceil(np.sqrt(spots * 2.5)))
     grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
@@ -21,15 +25,21 @@ def tissue(seed=0, *, spots=80, genes=120, depth=2000.0, reading=None):
     fields = np.cos(z @ waves.T + rng.uniform(0, 6, 6))
     logits = fields @ rng.normal(0, 0.7, (6, genes)) + rng.normal(0, 1, genes)
     p = np.exp(logits) / np.exp(logits).sum(1, keepdims=True)
-    counts = np.random.default_rng([seed, reading or 0]).poisson(depth * p).astype(np.float64)
-    return Slice(
+    own = np.random.default_rng([seed, reading or 0])
+    counts = own.poisson(depth * p).astype(np.float64)
+    seen = z if reading is None else z + own.normal(0, 0.25, z.shape)
+    labels = (fields[:, 0] > 0) + 2 * (fields[:, 1] > 0)
+    whole = Slice(
         csr_matrix(counts),
-        torch.from_numpy(z),
+        torch.from_numpy(seen),
         tuple(f"Gene{k}" for k in range(genes)),
         tuple(f"spot{k}" for k in range(spots)),
-        tuple(str(int(k)) for k in fields[:, :3].argmax(1)),
+        tuple(str(label) for label in labels),
         torch.from_numpy(z),
     )
+    if reading is None:
+        return whole
+    return reordered(whole, np.sort(own.permutation(spots)[: spots - spots // 20]))
 
 
 def moved(tissue_, degrees=0.0, shift=(0.0, 0.0), *, mirrored=False, unit=1.0):
