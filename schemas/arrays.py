@@ -36,6 +36,12 @@ class Dims:
 
     axes: str
 
+    def __get_pydantic_json_schema__(
+        self, core_schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> dict[str, Any]:
+        """Tell the axes in JSON Schema as well."""
+        return {**handler(core_schema), "x-axes": self.axes}
+
 
 @dataclass(frozen=True)
 class Differentiable:
