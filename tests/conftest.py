@@ -80,6 +80,10 @@ class Hand:
     settings: Settings
     link: Store
 
+    @staticmethod
+    def link_to(settings: Settings) -> Store:
+        return Store(settings)
+
     @property
     def ledger(self) -> Ledger:
         return Ledger(self.settings)
