@@ -33,6 +33,9 @@ FIRST_DELAY_S, LONGEST_DELAY_S, HEALTHY_S = 0.5, 30.0, 60.0
 GATEWAY_GRACE_S = 5
 GRACE_S = 30.0
 STORE_PATIENCE_S = 10.0
+# Celery tells a superuser in eight lines a worker what `run` tells in one; uvicorn ends by its own
+# signal and leaves the semaphores of its helper to the tracker, which cleans up and complains
+QUIET = "ignore:You're running the worker with superuser privileges,ignore:resource_tracker"
 
 
 def say(text: str) -> None:
@@ -135,6 +138,8 @@ class Supervisor:
 
     def _plan(self) -> None:
         environment, queue = self.settings.environment(), Ledger(self.settings).queue
+        said = environment.get("PYTHONWARNINGS")
+        environment["PYTHONWARNINGS"] = f"{said},{QUIET}" if said else QUIET
         for number in range(1, self.settings.workers + 1):
             self.workers.append(
                 Service(
@@ -168,8 +173,7 @@ class Supervisor:
         """Tell whether a worker has given a sign of life since this supervisor began."""
         ledger = Ledger(self.settings)
         try:
-            keys = self.link.do(ledger.worker_keys())
-            ages = self.link.do(ledger.health(keys)).workers
+            ages = self.link.do(ledger.health()).workers
         except RedisError:
             return False
         return any(age < time.time() - began for age in ages.values())
@@ -226,8 +230,6 @@ def _share(settings: Settings, environment: dict[str, str], number: int) -> dict
     devices = _devices(environment.get("CUDA_VISIBLE_DEVICES"))
     if devices and settings.device in ("auto", "cuda"):
         share["CUDA_VISIBLE_DEVICES"] = devices[(number - 1) % len(devices)]
-    if os.geteuid() == 0:  # Celery says so in eight lines for each worker; `run` does in one
-        share["PYTHONWARNINGS"] = "ignore:You're running the worker with superuser privileges"
     return share
 
 
@@ -252,7 +254,7 @@ def _await_store(settings: Settings, link: Store, given_up: Callable[[], bool]) 
     deadline = time.monotonic() + STORE_PATIENCE_S
     while not given_up():
         try:
-            link.do(Ledger(settings).worker_keys())
+            link.do(Ledger(settings).health())
         except RedisError as error:
             if time.monotonic() > deadline:
                 raise StoreError(f"no store answers at {name}: {error}") from None
