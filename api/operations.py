@@ -77,7 +77,7 @@ def router(gate: Gateway) -> APIRouter:
 
     @found.get("/metrics", **openapi.METRICS)
     async def get_metrics(request: Request) -> Response:
-        metrics.health = await health(gate)
+        metrics.health = await gate.do(gate.ledger.health())
         text = generate_latest(gate.registry)
         return Response(text, headers=FRESH, media_type=CONTENT_TYPE_LATEST)
 
@@ -89,12 +89,6 @@ def router(gate: Gateway) -> APIRouter:
     return found
 
 
-async def health(gate: Gateway) -> Health:
-    """Measure the queue and the workers."""
-    keys = await gate.do(gate.ledger.worker_keys())
-    return await gate.do(gate.ledger.health(keys))
-
-
 async def _workers(gate: Gateway) -> int:
     """Count the workers that are alive.
 
@@ -104,7 +98,7 @@ async def _workers(gate: Gateway) -> int:
     retry = {"Retry-After": "2"}
     try:
         async with asyncio.timeout(PING_S):
-            alive = len((await health(gate)).workers)
+            alive = len((await gate.do(gate.ledger.health())).workers)
     except (RedisError, OSError, TimeoutError):
         raise Refusal("not-ready", "the store does not answer", headers=retry) from None
     if alive == 0:

@@ -19,7 +19,7 @@ def main() -> int:
     settings = Settings()
     with closing(Store(settings)) as store:
         try:
-            signed = store.do(Ledger(settings).worker_keys())
+            signed = store.do(Ledger(settings).health()).workers
         except RedisError as error:
             print(f"brenier: the store does not answer: {error}")
             return 1

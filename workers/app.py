@@ -4,10 +4,10 @@ This module is imported by the parent process of the pool as well, so it never i
 pool's children do, when they start.
 """
 
+import contextlib
 import functools
 import os
 import socket
-import time
 from typing import Any
 
 from celery import Celery, bootsteps
@@ -67,6 +67,11 @@ app.conf.update(
 )
 
 
+def name_of(pid: int) -> str:
+    """Name a process of this host, as the store knows it."""
+    return f"{pid}@{socket.gethostname()}"
+
+
 @functools.cache
 def desk() -> Any:
     """Open this process's desk: the first call imports torch and connects to the store."""
@@ -74,12 +79,12 @@ def desk() -> Any:
     from workers.place import prepare
 
     prepare(settings)
-    return Desk(settings, Store(settings), f"{socket.gethostname()}:{os.getpid()}")
+    return Desk(settings, Store(settings), name_of(os.getpid()))
 
 
 @worker_process_init.connect
 def warm_up(**_: Any) -> None:
-    """Import everything before the first job arrives."""
+    """Import everything before the first job arrives; then sign the worker in."""
     from workers.bind import target
     from workers.perform import KINDS
 
@@ -87,6 +92,8 @@ def warm_up(**_: Any) -> None:
     assert KINDS, "importing it is the point: what a job needs is there before the first arrives"
     for routine in ROUTINES.values():
         target(routine)
+    with contextlib.suppress(RedisError):  # the next child signs, or the store comes back
+        desk().store.do(ledger.alive(name_of(os.getppid()), warm=True))
 
 
 def _register(name: str) -> None:
@@ -110,18 +117,13 @@ class LifeSigns(bootsteps.StartStopStep):
 
     def start(self, parent: Any) -> None:
         """Begin when the consumer is ready."""
-        store, name = Store(settings), parent.hostname
-        about = {
-            "device": settings.device,
-            "routines": {r.name: r.version for r in ROUTINES.values()},
-        }
+        store, name, warm = Store(settings), name_of(os.getpid()), False
 
         def sign() -> None:
-            try:
-                store.do(ledger.alive(name, {**about, "at": time.time()}))
+            nonlocal warm
+            with contextlib.suppress(RedisError):  # the store is away; the next sign will tell
+                warm = store.do(ledger.alive(name, warm=warm))
                 store.do(ledger.reap(name))
-            except RedisError:
-                pass  # the store is away; the next sign will tell
 
         sign()
         parent.timer.call_repeatedly(1.0, sign)

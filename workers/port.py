@@ -11,7 +11,7 @@ import re
 import secrets
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
@@ -35,7 +35,7 @@ from schemas.settings import Settings
 Answer = TypeVar("Answer")
 Fields = dict[bytes, bytes]
 JOB_ID = re.compile(r"^[0-9a-f]{32}$")
-SCRIPTS = ("submit", "claim", "heartbeat", "finish", "cancel", "reap")
+SCRIPTS = ("submit", "claim", "heartbeat", "finish", "cancel", "alive", "reap")
 STALE_MS = 30_000
 
 
@@ -307,12 +307,13 @@ class Ledger:
         commands.append(self._script("finish", claim.id, claim.token, status, out, *fields))
         return Call(commands, lambda replies: replies[-1] == 1)
 
-    def alive(self, worker: str, about: Mapping[str, Any]) -> Call[None]:
-        """Say that a worker consumes; forgotten after three silent leases."""
-        key = f"{self.prefix}worker:{worker}"
-        return Call(
-            [("SET", key, orjson.dumps(about), "PX", 3 * self._lease_ms)], lambda replies: None
-        )
+    def alive(self, worker: str, *, warm: bool) -> Call[bool]:
+        """Say that a worker takes jobs; forgotten after three silent leases.
+
+        Only a warm one (torch imported, routines found) signs in; False until one has.
+        """
+        script = self._script("alive", worker, int(warm), 3 * self._lease_ms)
+        return Call([script], lambda replies: replies[0] == 1)
 
     # housekeeping
 
@@ -321,45 +322,35 @@ class Ledger:
         script = self._script("reap", who, 900, STALE_MS)
         return Call([script], lambda replies: (replies[0][0], replies[0][1]))
 
-    def health(self, workers: Sequence[str]) -> Call[Health]:
-        """Measure the queue; `workers` are the keys found by `worker_keys`."""
+    def health(self) -> Call[Health]:
+        """Measure the queue, and how long ago each worker gave a sign of life."""
         p = self.prefix
         commands: list[tuple[Any, ...]] = [
+            ("TIME",),
             ("ZCARD", f"{p}idx:queued"),
             ("ZCARD", f"{p}idx:running"),
             ("ZRANGE", f"{p}idx:queued", 0, 0, "WITHSCORES"),
+            ("ZRANGE", f"{p}idx:workers", 0, -1, "WITHSCORES"),
             ("HGETALL", f"{p}counters"),
             ("INFO", "memory"),
-            *(("GET", key) for key in workers),
         ]
 
         def read(replies: list[Any]) -> Health:
-            queued, running, oldest, counters, memory, *alive = replies
-            now = time.time()
-            seen = {
-                _text(key).rsplit(":", 1)[1]: now - orjson.loads(raw)["at"]
-                for key, raw in zip(workers, alive, strict=True)
-                if raw
-            }
+            clock, queued, running, oldest, workers, counters, memory = replies
+            now = float(clock[0]) + float(clock[1]) / 1e6
+            silent = 3 * self.settings.lease_s
+            ages = {name: max(0.0, now - score / 1000) for name, score in _scored(workers)}
             scores = _scored(oldest)
             return Health(
                 queued=queued,
                 running=running,
                 oldest_s=max(0.0, now - scores[0][1] / 1000) if scores else 0.0,
-                workers=seen,
+                workers={name: age for name, age in ages.items() if age < silent},
                 counters={_text(k): int(v) for k, v in counters.items()},
                 memory=int(memory.get("used_memory", 0)),
             )
 
         return Call(commands, read)
-
-    def worker_keys(self) -> Call[list[str]]:
-        """Find the keys of the workers that are alive."""
-        pattern = f"{self.prefix}worker:*"
-        return Call(
-            [("SCAN", 0, "MATCH", pattern, "COUNT", 10_000)],
-            lambda replies: [_text(k) for k in replies[0][1]],
-        )
 
     @property
     def _lease_ms(self) -> int:

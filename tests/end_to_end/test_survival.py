@@ -106,4 +106,4 @@ def test_chaos(house: House) -> None:
     counters = house.counters()
     assert counters["succeeded"] == before["succeeded"] + len(jobs)
     assert counters.get("failed", 0) == before.get("failed", 0)
-    assert house.store.do(house.ledger.health([])).running == 0
+    assert house.store.do(house.ledger.health()).running == 0

@@ -11,9 +11,9 @@ from workers import alive
 def test_a_worker_of_this_host_signs(queue: Queue, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(alive, "Settings", lambda: queue.settings)
     assert alive.main() == 1
-    queue.do(queue.ledger.alive("worker@elsewhere", {"at": 0}))
+    queue.do(queue.ledger.alive("worker@elsewhere", warm=True))
     assert alive.main() == 1
-    queue.do(queue.ledger.alive(f"worker@{socket.gethostname()}", {"at": 0}))
+    queue.do(queue.ledger.alive(f"worker@{socket.gethostname()}", warm=True))
     assert alive.main() == 0
 
 
