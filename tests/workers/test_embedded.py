@@ -88,6 +88,17 @@ def test_killed_and_started_again_it_has_lost_nothing(settings: Settings) -> Non
             assert link.get("kept") == "yes"
 
 
+def test_when_it_is_full_it_refuses_and_forgets_nothing(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path, store_memory=1 << 24)
+    with EmbeddedStore(settings), client(settings) as link:
+        kept = 0
+        with pytest.raises(redis.exceptions.OutOfMemoryError):
+            for kept in range(100):
+                link.set(f"key{kept}", b"x" * (1 << 20))
+        assert kept > 5
+        assert link.dbsize() == kept
+
+
 def test_starting_and_stopping_twice_is_harmless(settings: Settings) -> None:
     store = EmbeddedStore(settings)
     store.start()
