@@ -5,7 +5,6 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from algorithms.transport.conjugate import conjugate_gradients
 
@@ -43,26 +42,39 @@ class Optimum(torch.autograd.Function):
         return f, g, P
 
     @staticmethod
-    @once_differentiable
-    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] torch's decorator drops names
-        ctx: Any, *cotangents: Tensor | None
-    ) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         """Solve with H once, whichever outputs were used."""
         wf, wg, W = cotangents
         if wf is None and wg is None and W is None:
             return None, None, None, None, None, None
-        a, b, P = ctx.saved_tensors
-        epsilon = ctx.epsilon
-        WP = torch.zeros_like(P) if W is None else W * P
-        rows, columns = WP.sum(1), WP.sum(0)  # (n, m) -> (n,), (m,)
-        zf, zg = solve_coupled(
-            P,
-            rows / epsilon if wf is None else rows / epsilon + wf,
-            columns / epsilon if wg is None else columns / epsilon + wg,
+        (a, b, P), epsilon = ctx.saved_tensors, ctx.epsilon
+        with torch.no_grad():
+            WP = torch.zeros_like(P) if W is None else W * P
+            rows, columns = WP.sum(1), WP.sum(0)  # (n, m) -> (n,), (m,)
+            zf, zg = solve_coupled(
+                P,
+                rows / epsilon if wf is None else rows / epsilon + wf,
+                columns / epsilon if wg is None else columns / epsilon + wg,
+            )
+            to_C = P * (zf[:, None] + zg) - WP / epsilon
+            to_a, to_b = (rows - epsilon * (P @ zg)) / a, (columns - epsilon * (P.T @ zf)) / b
+        return *(Last.apply(out, P, *cotangents) for out in (to_C, to_a, to_b)), None, None, None
+
+
+class Last(torch.autograd.Function):
+    """Refuse one more derivative: without this it would silently be taken as zero."""
+
+    @staticmethod
+    def forward(ctx: Any, derivative: Tensor, *made_of: Tensor | None) -> Tensor:
+        """Return the derivative, in a graph that leads to what it was made of."""
+        return derivative.view_as(derivative)
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
+        """Say what there is instead."""
+        raise NotImplementedError(
+            "second derivatives of an entropic plan and its potentials; those of its value exist"
         )
-        to_C = P * (zf[:, None] + zg) - WP / epsilon
-        to_a, to_b = (rows - epsilon * (P @ zg)) / a, (columns - epsilon * (P.T @ zf)) / b
-        return to_C, to_a, to_b, None, None, None
 
 
 class Envelope(torch.autograd.Function):
@@ -76,10 +88,10 @@ class Envelope(torch.autograd.Function):
     def forward(
         ctx: Any,
         value: Float[Tensor, ""],
-        C: Float[Tensor, "n m"],
+        C: Float[Tensor, "*pairs"],
         a: Float[Tensor, "n"],
         b: Float[Tensor, "m"],
-        derivatives: Float[Tensor, "n m"],
+        derivatives: Float[Tensor, "*pairs"],
         along_a: Float[Tensor, "n"],
         along_b: Float[Tensor, "m"],
     ) -> Float[Tensor, ""]:

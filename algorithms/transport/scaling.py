@@ -35,8 +35,8 @@ SWEEPS_BEFORE_NEWTON, NEWTON_BASIN, NEWTON_WORTH = 200, 1e-2, 0.1
 NEWTON_STEPS, NEWTON_PATIENCE = 30, 5
 # The linear systems are solved to this share of the square root of the error: superlinear.
 NEWTON_SHARE = 0.1
-# Largest change of a log-scaling in one step; shares of slope and of value that count as growth.
-NEWTON_REACH, HALVINGS, ARMIJO, ARMIJO_ROUNDING = 20.0, 12, 1e-4, 1e-15
+# Largest change of a log-scaling in one step; halvings of a step; share of slope that is growth.
+NEWTON_REACH, HALVINGS, ARMIJO = 20.0, 12, 1e-4
 # Checks without a new best error before the loop gives up: relaxed errors rise for a while.
 PATIENCE = 100
 # Relaxation waits for this error: before, the sweep is too far from linear and scalings run away.
@@ -70,7 +70,7 @@ class Scaled:
     Attributes:
         relaxation: the exponent w of a sweep; 1 is Sinkhorn's.
         errors: marginal errors at the checks since the relaxation was last chosen.
-        careful: look at the scalings after every sweep and never relax.
+        careful: look at the scalings after every sweep.
     """
 
     f: Float[Tensor, "n"]
@@ -106,13 +106,16 @@ def solve(p: Problem, *, tol: float, max_iter: int, watch: Watch = unwatched) ->
     second chance.
     """
     state = start(p, tol, max_iter, watch)
-    for careful in (False, True):
-        state = replace(state, careful=careful, relaxation=1.0 if careful else state.relaxation)
+    while True:
         state, stop = _approach(p, state, tol, max_iter, watch)
+        lost, careful = stop.status == "diverged", state.careful
         state = _finished(p, state)
         error = float(marginal_error(p, state))
-        if error <= tol or stop.status in ("max_iter", "interrupted"):
+        # rounded potentials of a float32 answer may belie the loop: more sweeps would not help
+        belied = stop.status == "converged" and p.C.dtype == torch.float64
+        if error <= tol or careful or not (lost or belied):
             break
+        state = replace(state, careful=True, relaxation=1.0 if lost else state.relaxation)
     status = stop.status if stop.status != "converged" else "stagnated"
     stop = Stop("converged" if error <= tol else status, state.sweeps, error)
     return Solved(state.f, state.g, state.K, _sums(state.K, 1), _sums(state.K, 0), stop)
@@ -235,7 +238,7 @@ def _relaxed(p: Problem, state: Scaled) -> Scaled:
     """
     w, errors = state.relaxation, (*state.errors, float(marginal_error(p, state)))
     state = replace(state, errors=errors)
-    if state.careful or errors[-1] > NEARLY_LINEAR:
+    if errors[-1] > NEARLY_LINEAR:
         return replace(state, relaxation=1.0)
     if w > 1 and errors[-1] > RUNAWAY * min(errors):
         return replace(state, relaxation=1.0, errors=errors[-1:])
@@ -277,20 +280,21 @@ def _newton(p: Problem, state: Scaled, left: int, watch: Watch) -> Scaled:
     tau is halved until the dual `<a, f> + <b, g>` grows by a share of its slope (Armijo).
     """
     mu, v = state.u * state.s, state.v
+    a, b = p.a.to(mu), p.b.to(mu)
     y, stop = conjugate_gradients(
-        lambda d: mu * d - state.u * (state.K @ (v * v / p.b * (state.K.T @ (state.u * d)))),
-        p.a - mu,
+        lambda d: mu * d - state.u * (state.K @ (v * v / b * (state.K.T @ (state.u * d)))),
+        a - mu,
         mu,
         tol=NEWTON_SHARE * math.sqrt(min(1.0, float(marginal_error(p, state)))),
         max_iter=max(0, left),
         watch=watch,
     )
-    slope = float((p.a - mu) @ y)
+    slope = float((a - mu) @ y)
     tau = min(1.0, NEWTON_REACH / max(float(y.abs().amax()), NEWTON_REACH))
     moved = _columns_exact(p, state, state.u * (tau * y).exp())
     for _ in range(HALVINGS):
-        gain = float(tau * (p.a @ y) + p.b @ (moved.v / state.v).log())
-        if gain >= ARMIJO * tau * slope - ARMIJO_ROUNDING:
+        gain = float(tau * (a @ y) + b @ (moved.v / state.v).log())
+        if gain >= ARMIJO * tau * slope - torch.finfo(state.K.dtype).eps:
             break
         tau /= 2
         moved = _columns_exact(p, state, state.u * (tau * y).exp())
@@ -307,7 +311,7 @@ def _approach(
     p: Problem, state: Scaled, tol: float, max_iter: int, watch: Watch
 ) -> tuple[Scaled, Stop]:
     """Sweep; where that crawls near the optimum, polish; where polishing fails, sweep on."""
-    trying = state.K.dtype == torch.float64 and not state.careful
+    trying = True
     while trying:
         end = min(state.sweeps + SWEEPS_BEFORE_NEWTON, max_iter)
         state, stop = _climb(p, state, tol, end, watch)
@@ -336,8 +340,10 @@ def _climb(
 
 
 def _onward(state: Scaled, watch: Watch) -> Watch:
-    """Count on from the sweeps already made."""
-    return lambda iteration, residual: watch(state.sweeps + iteration, residual)
+    """Count on from the sweeps already made; a negative iteration stays: it reports nothing."""
+    return lambda iteration, residual: watch(
+        iteration if iteration < 0 else state.sweeps + iteration, residual
+    )
 
 
 def _finished(p: Problem, state: Scaled) -> Scaled:
