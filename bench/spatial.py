@@ -7,6 +7,7 @@ for beside the repository, in ../shared/data/spatial; without them the reason is
 """
 
 import json
+import os
 import platform
 import sys
 import time
@@ -89,30 +90,30 @@ def main(names: list[str]) -> int:
 
 HEADER = (
     f"{'pair':<10}{'objective':>11}{'listed':>11}{'diff':>10}{'label':>7}{'landmark':>10}"
-    f"{'margin':>9}{'seconds':>9}  status"
+    f"{'margin':>9}{'seconds':>9}{'cpu':>7}  status"
 )
 
 
 def run(pair: Listed) -> dict:
     """Align one pair, print its row, return it."""
     source, target = section(pair.source), section(pair.target)
-    begun = time.perf_counter()
+    begun, spent = time.perf_counter(), time.process_time()
     answer = align(source, target)
-    seconds = time.perf_counter() - begun
-    row = summary(pair, answer, seconds)
+    seconds, spent = time.perf_counter() - begun, time.process_time() - spent
+    row = summary(pair, answer, seconds, spent)
     label = "-" if row["label_accuracy"] is None else f"{row['label_accuracy']:.3f}"
     landmark = "-" if row["landmark_error"] is None else f"{row['landmark_error']:.3f}"
     margin = "-" if row["mirrored_margin"] is None else f"{row['mirrored_margin']:+.3f}"
     print(
         f"{pair.name:<10}{row['objective']:>11.6f}{pair.objective:>11.6f}"
-        f"{row['difference']:>+10.1e}{label:>7}{landmark:>10}{margin:>9}{seconds:>9.2f}  "
-        f"{row['status']}",
+        f"{row['difference']:>+10.1e}{label:>7}{landmark:>10}{margin:>9}"
+        f"{seconds:>9.2f}{spent:>7.2f}  {row['status']}",
         flush=True,
     )
     return row
 
 
-def summary(pair: Listed, answer: Alignment, seconds: float) -> dict:
+def summary(pair: Listed, answer: Alignment, seconds: float, spent: float) -> dict:
     """Reduce an answer to what the table and the JSON file hold."""
     return {
         "pair": pair.name,
@@ -123,7 +124,8 @@ def summary(pair: Listed, answer: Alignment, seconds: float) -> dict:
         "landmark_error": answer.scores.landmark_error_median,
         "mirrored_margin": answer.certificate.reflection_margin,
         "rotation_degrees": answer.rotation_degrees,
-        "seconds": seconds,
+        "seconds": round(seconds, 3),
+        "cpu_seconds": round(spent, 3),
         "status": answer.stop.status,
         "winner": answer.starts[0].name,
         "scores": asdict(answer.scores),
@@ -136,8 +138,9 @@ def machine() -> dict:
     """Say what the numbers were measured on."""
     packages = ("torch", "numpy", "scipy", "POT")
     return {
-        "system": platform.platform(terse=True),
-        "processor": platform.machine(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "cores": os.cpu_count(),
+        "load": os.getloadavg()[0],
         "threads": torch.get_num_threads(),
         "python": platform.python_version(),
         **{name: version(name) for name in packages},

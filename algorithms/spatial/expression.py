@@ -74,18 +74,12 @@ def dissimilarity(counts: Counts, options: Expression) -> Float[Tensor, "n m"]:
 
     With p_i the proportions of (X_i + floor) over the common genes:
     kl_ij = sum_g p_ig (log p_ig - log q_jg); jeffreys_ij = kl_ij + kl of q_j from p_i.
-    Time O(n m genes) by matrix products over blocks of genes; nothing of n x genes is made dense.
+    Counts must not be negative. Time O(n m genes) by matrix products over blocks of genes; nothing
+    of n x genes is made dense.
     """
     if options.dissimilarity == "pca":
         return _score_distances(counts, options.components)
     X1, X2 = csc_matrix(counts.source), csc_matrix(counts.target)
-    negative = min(X1.data.min(initial=0.0), X2.data.min(initial=0.0))
-    if negative < 0:
-        raise IllPosed(
-            "expression.dissimilarity",
-            f"{options.dissimilarity} compares proportions of counts, but a count is {negative:g}; "
-            "pass raw counts, or use pca",
-        )
     there = _divergence(X1, X2, options.floor)
     if options.dissimilarity == "kl":
         return there
@@ -110,11 +104,6 @@ def _divergence(X1: csc_matrix, X2: csc_matrix, floor: float) -> Float[Tensor, "
 def _score_distances(counts: Counts, components: int) -> Float[Tensor, "n m"]:
     """Compare scores of one PCA of both slices: eigenvectors of the Gram matrix of all spots."""
     X = csc_matrix(vstack([counts.source, counts.target]))
-    if X.data.min(initial=0.0) < 0:
-        raise IllPosed(
-            "expression.dissimilarity",
-            f"pca takes log1p of library-scaled counts, but a count is {X.data.min():g}",
-        )
     total = np.maximum(_row_sums(X), 1e-300)  # a spot without common counts stays at 0
     gram = np.zeros((X.get_shape()[0], X.get_shape()[0]))
     for block in _blocks(X.get_shape()[1]):

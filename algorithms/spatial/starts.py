@@ -53,6 +53,8 @@ class Pair:
 class Start:
     """A row of the table of starts.
 
+    Above `coarse.LARGE` spots the rows dropped before the polish are of the superspot problem.
+
     Attributes:
         name: where it started.
         stage: the stage at whose end it was dropped, or `winner`.
