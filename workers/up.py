@@ -111,9 +111,8 @@ class Supervisor:
                 say("running as root; a user without privileges is enough")
             self._start_store()
             self._plan()
-            began = time.time()
             while not self.requests:
-                self._look(began)
+                self._look()
                 time.sleep(LOOK_S)
         except StoreError as error:
             say(str(error))
@@ -153,7 +152,7 @@ class Supervisor:
             command = _gateway_command(self.settings)
             self.gateway = Service("gateway", command, environment, signal.SIGTERM)
 
-    def _look(self, began: float) -> None:
+    def _look(self) -> None:
         if self.store is not None and self.store.pid is None:
             say("store ended; it starts again")
             self.store.start()
@@ -161,7 +160,7 @@ class Supervisor:
             service.watch()
         if self.gateway is not None:
             self.gateway.watch()
-        if not self.ready and self._served() and self._worker_alive(began):
+        if not self.ready and self._served() and self._worker_alive():
             self.ready = True
             for line in ["ready"] if self.workers_only else welcome(self.settings):
                 say(line)
@@ -169,14 +168,14 @@ class Supervisor:
     def _served(self) -> bool:
         return self.workers_only or _answers(self.settings)
 
-    def _worker_alive(self, began: float) -> bool:
-        """Tell whether a worker has given a sign of life since this supervisor began."""
-        ledger = Ledger(self.settings)
+    def _worker_alive(self) -> bool:
+        """Tell whether one of these workers, not another machine's, has signed in."""
+        host = socket.gethostname()
+        ours = {f"{w.process.pid}@{host}" for w in self.workers if w.process is not None}
         try:
-            ages = self.link.do(ledger.health()).workers
+            return not ours.isdisjoint(self.link.do(Ledger(self.settings).health()).workers)
         except RedisError:
             return False
-        return any(age < time.time() - began for age in ages.values())
 
     def _stop(self) -> None:
         say("stopping")

@@ -70,7 +70,7 @@ class House:
 
     def owner(self, job: str) -> int:
         """Return the process of the pool that took a job last."""
-        return int(self.raw.hget(f"{self.ledger.prefix}job:{job}", "worker").rsplit(":", 1)[1])
+        return int(self.raw.hget(f"{self.ledger.prefix}job:{job}", "worker").split("@")[0])
 
     def counters(self) -> dict[str, int]:
         return {k: int(v) for k, v in self.raw.hgetall(f"{self.ledger.prefix}counters").items()}

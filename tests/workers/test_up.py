@@ -152,15 +152,6 @@ def test_a_process_that_keeps_ending_is_started_later_and_later(
     service.process.wait()
 
 
-@pytest.fixture
-def opened(tmp_path: Path) -> Iterator[House]:
-    house = open_house(tmp_path, workers=1)
-    try:
-        yield house
-    finally:
-        close_house(house)
-
-
 def ready(house: House) -> str:
     """Wait until the supervisor says that all is there; return the gateway's address."""
     eventually(lambda: "brenier: try: curl" in house.log.read_text(), 60, house.log.read_text)
@@ -169,53 +160,84 @@ def ready(house: House) -> str:
 
 @linux
 @pytest.mark.slow
-def test_everything_starts_and_ctrl_c_ends_it_in_order(opened: House) -> None:
-    url = ready(opened)
-    assert httpx.get(f"{url}/readyz", timeout=10).status_code == 200
-    lines = opened.log.read_text()
+def test_ctrl_c_twice_does_not_wait_and_once_ends_everything_in_order(tmp_path: Path) -> None:
+    house = open_house(tmp_path, workers=1)
+    try:
+        ready(house)
+        job = house.submit(timeout_s=5)
+        house.until(job, "running", 60)
+        house.process.send_signal(signal.SIGINT)
+        eventually(lambda: "workers finish" in house.log.read_text(), 10)
+        began = time.monotonic()
+        house.process.send_signal(signal.SIGINT)
+        assert house.process.wait(10) == 0
+        assert time.monotonic() - began < 3
+    finally:
+        close_house(house)
+    house.log.unlink()
+    again = open_house(tmp_path, workers=1)
+    try:
+        url = ready(again)
+        assert httpx.get(f"{url}/readyz", timeout=10).status_code == 200
+        again.until(job, "succeeded", 60)
+        assert again.record(job).attempt == 2
+        check_order(again)
+    finally:
+        close_house(again)
+
+
+def check_order(house: House) -> None:
+    lines = house.log.read_text()
     order = [lines.index(f"brenier: {name}") for name in ("store", "worker 1", "gateway", "ready")]
     assert order == sorted(order)
-    refused = run_up("--port", "0", "--data-dir", str(opened.settings.data_dir))
-    assert refused.returncode == 1
-    assert f"in use by process {opened.process.pid}" in refused.stdout
-    children = members(opened.process.pid)
-    assert len(children) >= 4
-    for child in opened.pids("worker 1") + opened.pids("gateway"):
+    children = members(house.process.pid)
+    [gateway], [worker], [store] = (house.pids(n) for n in ("gateway", "worker 1", "store"))
+    for child in (gateway, worker, store):
         assert os.getpgid(child) == child  # Ctrl-C in a terminal reaches the supervisor alone
-    job = opened.submit(timeout_s=1.5)
-    opened.until(job, "running", 60)
-    [gateway], [worker], [store] = (opened.pids(n) for n in ("gateway", "worker 1", "store"))
-    opened.process.send_signal(signal.SIGINT)
+    job = house.submit(timeout_s=1.5)
+    house.until(job, "running", 10)
+    house.process.send_signal(signal.SIGINT)
     eventually(lambda: ended(gateway), 10)
-    assert not ended(worker)  # it finishes its job, the store waits for it
-    opened.until(job, "succeeded", 10)
-    eventually(lambda: ended(worker), 10)
-    assert opened.process.wait(30) == 0
-    assert ended(store)
+    assert not ended(worker)  # it finishes its job, and the store waits for it
+    house.until(job, "succeeded", 10)
+    assert house.process.wait(30) == 0
     assert all(ended(child) for child in children)
-    assert opened.log.read_text().rstrip().endswith("brenier: stopped")
+    assert house.log.read_text().rstrip().endswith("brenier: stopped")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
+    """Open a house for the tests below; the last of them kills it."""
+    house = open_house(tmp_path_factory.mktemp("opened"), workers=1)
+    try:
+        yield house
+    finally:
+        close_house(house)
 
 
 @linux
 @pytest.mark.slow
-def test_a_second_ctrl_c_does_not_wait_and_the_job_is_there_next_time(
-    opened: House, tmp_path: Path
-) -> None:
+def test_workers_of_another_machine_join_the_same_store(opened: House, tmp_path: Path) -> None:
     ready(opened)
-    job = opened.submit(timeout_s=5)
-    opened.until(job, "running", 60)
-    opened.process.send_signal(signal.SIGINT)
-    eventually(lambda: "workers finish" in opened.log.read_text(), 10)
-    began = time.monotonic()
-    opened.process.send_signal(signal.SIGINT)
-    assert opened.process.wait(10) == 0
-    assert time.monotonic() - began < 3
-    again = open_house(tmp_path, workers=1)
+    refused = run_up("--port", "0", "--data-dir", str(opened.settings.data_dir))
+    assert refused.returncode == 1
+    assert f"in use by process {opened.process.pid}" in refused.stdout
+    other, log = tmp_path / "other", tmp_path / "other.log"
+    with log.open("wb") as out:
+        more = subprocess.Popen(
+            [sys.executable, "-m", "workers.up", "--workers-only", "--data-dir", str(other)],
+            env={**opened.settings.environment(), "BRENIER_REDIS_URL": opened.settings.store_url},
+            stdout=out, stderr=subprocess.STDOUT,
+        )  # fmt: skip
     try:
-        again.until(job, "succeeded", 60)
-        assert again.record(job).attempt == 2
+        eventually(lambda: "brenier: ready" in log.read_text(), 60, log.read_text)
+        opened.warm(2)
     finally:
-        close_house(again)
+        more.send_signal(signal.SIGTERM)
+        assert more.wait(30) == 0
+    assert "gateway" not in log.read_text()
+    assert not other.exists()
+    opened.until(opened.submit(), "succeeded", 10)  # the others go on
 
 
 @linux
@@ -237,28 +259,6 @@ def test_a_crashed_worker_and_a_crashed_gateway_are_started_again(opened: House)
 
     eventually(answers, 30)
     opened.until(opened.submit(), "succeeded", 60)
-
-
-@linux
-@pytest.mark.slow
-def test_workers_of_another_machine_join_the_same_store(opened: House, tmp_path: Path) -> None:
-    ready(opened)
-    other, log = tmp_path / "other", tmp_path / "other.log"
-    with log.open("wb") as out:
-        more = subprocess.Popen(
-            [sys.executable, "-m", "workers.up", "--workers-only", "--data-dir", str(other)],
-            env={**opened.settings.environment(), "BRENIER_REDIS_URL": opened.settings.store_url},
-            stdout=out, stderr=subprocess.STDOUT,
-        )  # fmt: skip
-    try:
-        eventually(lambda: "brenier: ready" in log.read_text(), 60, log.read_text)
-        opened.warm(2)
-    finally:
-        more.send_signal(signal.SIGTERM)
-        assert more.wait(30) == 0
-    assert "gateway" not in log.read_text()
-    assert not other.exists()
-    assert opened.record(opened.submit()).status == "queued"  # and the store is still there
 
 
 @linux
