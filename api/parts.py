@@ -17,7 +17,6 @@ from api import npy
 from api.json_text import parse
 
 MAX_PARTS = 64
-MAX_PART_HEADERS = 8
 
 
 class Unreadable(ValueError):
@@ -102,8 +101,6 @@ class _Collector:
     def _header(self) -> None:
         self._headers[self._name.lower()] = self._value
         self._name = self._value = b""
-        if len(self._headers) > MAX_PART_HEADERS:
-            raise Unreadable("a part has too many headers")
 
     def _end(self) -> None:
         _, options = parse_options_header(self._headers.get(b"content-disposition", b""))

@@ -1,6 +1,7 @@
 """Jobs as resources: waiting, lists, events, deletion."""
 
 import json
+import logging
 import threading
 import time
 from typing import Any
@@ -169,9 +170,17 @@ def test_a_client_may_leave_a_stream(http: httpx.Client, hand: Hand) -> None:
     assert http.get(f"/v1/jobs/{job}").json()["status"] == "queued"
 
 
-def test_a_client_may_leave_while_it_waits(http: httpx.Client, hand: Hand) -> None:
+def test_a_client_may_leave_while_it_waits(
+    http: httpx.Client, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("api.answers.RECHECK_S", 0.05)
+    caplog.set_level(logging.INFO)
     with pytest.raises(httpx.ReadTimeout):
         http.post(PATH, json=EXAMPLE, headers={"Prefer": "wait=20"}, timeout=0.2)
+    deadline = time.monotonic() + 5
+    while "the client went away" not in caplog.text:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
     assert http.get("/v1/jobs").json()["jobs"][0]["status"] == "queued"
 
 

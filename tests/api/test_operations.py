@@ -4,6 +4,7 @@ import asyncio
 import subprocess
 import sys
 import time
+from importlib.metadata import PackageNotFoundError
 from typing import Any
 
 import httpx
@@ -27,8 +28,16 @@ def test_health_asks_nobody(http: httpx.Client) -> None:
 def test_ready_with_a_worker(http: httpx.Client, hand: Hand) -> None:
     response = http.get("/readyz")
     assert "no worker" in problem(response, 503, "not-ready")["detail"]
-    hand.link.do(hand.ledger.alive("w", {"at": time.time()}))
+    hand.link.do(hand.ledger.alive("w", warm=True))
     assert http.get("/readyz").json() == {"status": "ready", "workers": 1}
+
+
+def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(name: str) -> str:
+        raise PackageNotFoundError(name)
+
+    monkeypatch.setattr(operations, "version", missing)
+    assert operations.installed() == "0+checkout"
 
 
 def test_version(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,13 +56,13 @@ def test_metrics(http: httpx.Client, hand: Hand) -> None:
     hand.finish(ask(http).json()["id"])
     ask(http, Cache_Control="no-cache")
     http.get("/nowhere")
-    hand.link.do(hand.ledger.alive("w", {"at": time.time() - 5}))
+    hand.link.do(hand.ledger.alive("w", warm=True))
     found = metrics(http)
     assert found["queue_depth"] == 1
     assert found["jobs_submitted_total"] == 2
     assert found['jobs_finished_total{status="succeeded"}'] == 1
     assert found["workers_alive"] == 1
-    assert 4 < found["worker_heartbeat_age_seconds"] < 15
+    assert 0 <= found["worker_heartbeat_age_seconds"] < 15
     asked = 'http_requests_total{method="POST",route="/v1/transport/sinkhorn",status="202"}'
     assert found[asked] - before.get(asked, 0) == 2
     assert found['http_requests_total{method="any",route="none",status="404"}'] >= 1
@@ -73,17 +82,7 @@ def run(code: str) -> str:
 
 
 def test_the_gateway_is_light() -> None:
-    heavy = [
-        "torch",
-        "scipy",
-        "matplotlib",
-        "anndata",
-        "algorithms",
-        "brenier",
-        "celery",
-        "h5py",
-        "pandas",
-    ]
+    heavy = ["torch", "scipy", "matplotlib", "anndata", "algorithms", "brenier", "celery", "h5py"]
     code = f"""
 import sys, time, resource
 import api.main
@@ -143,8 +142,6 @@ def test_news_reach_only_who_asked(store: Settings, empty: redis.Redis) -> None:
         try:
             await asyncio.sleep(0.1)
             with wakeups.listen("a") as first, wakeups.listen("a", ends_only=True) as last:
-                await first.wait(1)  # the subscription itself rings: look again
-                await last.wait(1)
                 await link.redis.publish(ledger.channel("b"), "succeeded")
                 await link.redis.publish(ledger.channel("a"), "running")
                 return [await timed(bell.wait(0.3)) < 0.25 for bell in (first, last)]
