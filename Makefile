@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint serve bench clean
+.PHONY: help demo test fast lint serve docs bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -24,6 +24,11 @@ lint: .venv/.installed-test ## Check format, lint, imports and types only
 
 serve: .venv/.installed ## Start store, workers and gateway (OPTIONS="--port 9000 --workers 2")
 	@$(BIN)/brenier up $(OPTIONS)
+
+docs: .venv/.installed-test ## Write what follows from the registry: OpenAPI, a page for each routine, the README's table
+	@$(BIN)/python -m api > docs/openapi.json.new && mv docs/openapi.json.new docs/openapi.json
+	@$(BIN)/python docs/routines.py
+	@$(BIN)/python -m tests.test_readme
 
 bench: .venv/.installed-test ## Measure against named peers (OPTIONS are passed on)
 	@$(BIN)/python -m bench $(OPTIONS)
