@@ -200,7 +200,7 @@ EVENTS: Document = {
     "operation_id": "job_events",
     "summary": "Follow a job as server-sent events: status, progress, done",
     "responses": {
-        200: {"description": "Events.", **_content({"type": "string"}, "text/event-stream")},
+        200: {"description": "Events.", **_content({}, "text/event-stream")},
         204: {"description": "The job has ended and Last-Event-ID has seen it."},
     },
     "openapi_extra": {"parameters": [{

@@ -77,9 +77,8 @@ def bodies() -> dict[str, tuple[str, list[tuple[bytes, dict[str, str]]]]]:
         npy.append((file.getvalue(), {"Content-Type": "application/x-npy"}))
         text = orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
         nested.append((text, {"Content-Type": "application/json"}))
-        question = b'{"geometry":{"kind":"points","x":%s,"y":[[%s]]},"epsilon":1.0,"timeout_s":0.001}' % (
-            text, b",".join([b"0.5"] * SHAPE[1]),
-        )  # fmt: skip
+        clouds = b'{"kind":"points","x":%s,"y":[[%s]]}' % (text, b",".join([b"0.5"] * SHAPE[1]))
+        question = b'{"geometry":%s,"epsilon":1.0,"timeout_s":0.001}' % clouds
         asked.append((question, {"Content-Type": "application/json"}))
     return {
         "npy to /v1/arrays": ("/v1/arrays", npy),
