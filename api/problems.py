@@ -211,11 +211,12 @@ async def _http(request: Request, error: Any) -> Response:
 
 
 def _methods(request: Request) -> set[str]:
+    """Collect what all routes of an address offer; files (mounts) can only be read."""
     found: set[str] = set()
     for route in request.app.routes:
         if isinstance(route, Route) and re.fullmatch(route.path_regex, request.scope["path"]):
             found |= route.methods or set()
-    return found | {"HEAD"} if "GET" in found else found
+    return found | {"GET", "HEAD"} if "GET" in found or not found else found
 
 
 _RESOURCES = {"jobs", "arrays", "datasets", "routines"}

@@ -159,6 +159,16 @@ async def timed(waiting: Any) -> float:
     return time.monotonic() - began
 
 
+def test_a_new_subscription_wakes_everybody(store: Settings) -> None:
+    async def main() -> float:
+        wakeups = Wakeups(AsyncStore(store), Ledger(store))
+        with wakeups.listen("a") as bell:
+            wakeups._ring_all()
+            return await timed(bell.wait(5))
+
+    assert asyncio.run(main()) < 1
+
+
 def test_old_news_are_forgotten(store: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("api.wakeups.REMEMBERED", 2)
     wakeups = Wakeups(AsyncStore(store), Ledger(store))

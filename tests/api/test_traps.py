@@ -167,6 +167,7 @@ def test_addresses_without_anything(
         ("POST", "/healthz", "GET, HEAD"),
         ("DELETE", "/v1/arrays", "POST"),
         ("PATCH", "/openapi.json", "GET, HEAD"),
+        ("POST", "/docs/assets/favicon.png", "GET, HEAD"),
     ],
 )
 def test_methods_that_are_not_offered(
