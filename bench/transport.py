@@ -44,7 +44,7 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Row:
-    """One solver on one problem: median CPU seconds, error reached, value, and the ratio to ours."""
+    """One solver on one problem: median CPU seconds, error reached, cost, ratio to ours."""
 
     problem: str
     solver: str

@@ -102,7 +102,7 @@ def solve(p: Problem, *, tol: float, max_iter: int, watch: Watch = unwatched) ->
     r"""Find f, g whose plan has both marginals within `tol` in L1 (together), or say why not.
 
     Exponents are float64 whatever the type of C. The error that is reported is recomputed from
-    the potentials; when it belies the loop's, or the loop diverged, careful plain sweeps get a
+    the potentials; when it belies the loop's, or the loop diverged, careful sweeps get a
     second chance.
     """
     state = start(p, tol, max_iter, watch)
