@@ -15,7 +15,7 @@ from workers.bind import Binder
 from workers.load import LOADERS
 from workers.place import Place
 from workers.port import Claim, Ledger, Store
-from workers.pulse import Pulse
+from workers.pulse import Heart, Pulse
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ class Desk:
     settings: Settings
     store: Store
     worker: str
+    heart: Heart = field(default_factory=Heart)
 
     @property
     def ledger(self) -> Ledger:

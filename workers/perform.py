@@ -30,7 +30,7 @@ def perform(desk: Desk, job: str) -> None:
     claim = desk.store.do(desk.ledger.claim(job, desk.worker))
     if claim is None:
         return
-    with Pulse(desk.settings, desk.store, claim) as pulse:
+    with desk.heart.beating(Pulse(desk.settings, desk.store, claim)) as pulse:
         outcome = _attempt(desk, claim, pulse)
         if pulse.reason == "cancelled":
             outcome = Outcome("cancelled")

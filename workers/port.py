@@ -121,19 +121,23 @@ class Ledger:
 
     def put(self, arrays: Iterable[Stored]) -> Call[None]:
         """Store arrays under their digests."""
-        return Call([c for a in arrays for c in self._put(a)], lambda replies: None)
+        commands: list[tuple[Any, ...]] = []
+        for item in arrays:
+            key = self._array_key(item.digest)
+            commands += [self._put(item), ("EXPIRE", key, self.settings.retention_s)]
+        return Call(commands, lambda replies: None)
 
-    def _put(self, item: Stored) -> list[tuple[Any, ...]]:
-        key = f"{self.prefix}array:{item.digest}"
+    def _put(self, item: Stored) -> tuple[Any, ...]:
+        """Write an array; submit and finish set its expiry, so that it costs no command more."""
         facts = item.facts.model_dump_json()
-        return [
-            ("HSET", key, "facts", facts, "data", item.array.tobytes()),
-            ("EXPIRE", key, self.settings.retention_s),
-        ]
+        return ("HSET", self._array_key(item.digest), "facts", facts, "data", item.array.tobytes())
+
+    def _array_key(self, digest: str) -> str:
+        return f"{self.prefix}array:{digest}"
 
     def facts(self, digests: Sequence[str]) -> Call[dict[str, Facts]]:
         """Look up what is known of arrays; unknown digests are left out."""
-        commands = [("HGET", f"{self.prefix}array:{d}", "facts") for d in digests]
+        commands = [("HGET", self._array_key(d), "facts") for d in digests]
         return Call(
             commands,
             lambda replies: {
@@ -143,7 +147,7 @@ class Ledger:
 
     def get(self, digests: Sequence[str]) -> Call[dict[str, Stored]]:
         """Fetch arrays with their facts; unknown digests are left out."""
-        commands = [("HMGET", f"{self.prefix}array:{d}", "facts", "data") for d in digests]
+        commands = [("HMGET", self._array_key(d), "facts", "data") for d in digests]
         return Call(
             commands,
             lambda replies: {
@@ -184,7 +188,9 @@ class Ledger:
         """Store what came with a question and queue it, unless a job already answers it."""
         s, job = self.settings, uuid.uuid4().hex
         key, fingerprint = question.idempotency or ("", "")
-        touched = [f"{self.prefix}array:{d}" for d in question.arrays]
+        stores = [(item.digest, self._put(item)) for item in staged]
+        digests = dict.fromkeys([*question.arrays, *(digest for digest, _ in stores)])
+        touched = [self._array_key(digest) for digest in digests]
         touched += [f"{self.prefix}dataset:{d}" for d in question.datasets]
         fields: dict[str, Any] = {
             "routine": question.routine,
@@ -201,8 +207,8 @@ class Ledger:
             s.queue_limit, s.retention_s, s.tombstone_s, self.queue, len(touched), *touched,
             *(part for pair in fields.items() for part in pair),
         )  # fmt: skip
-        stores = [c for a in staged for c in self._put(a)]
-        return Call([*stores, script], lambda replies: Submission(*map(_text, replies[-1])))
+        commands = [*(store for _, store in stores), script]
+        return Call(commands, lambda replies: Submission(*map(_text, replies[-1])))
 
     def job(self, tenant: str, job: str) -> Call[JobRecord | None]:
         """Read a record; None when there is none for this tenant."""
@@ -298,14 +304,19 @@ class Ledger:
     ) -> Call[bool]:
         """End an attempt with its result or failure; False when the lease was lost meanwhile."""
         out = f"{self.prefix}out:{claim.id}:{claim.attempt}" if result is not None else ""
-        commands = [c for a in arrays for c in self._put(a)]
+        items = list(arrays)
+        commands = [self._put(item) for item in items]
         if result is not None:
             commands.append(("SET", out, result, "EX", self.settings.retention_s))
         fields: list[Any] = ["warnings", warnings]
         if failure is not None:
             fields += ["error", failure.model_dump_json()]
-        commands.append(self._script("finish", claim.id, claim.token, status, out, *fields))
-        return Call(commands, lambda replies: replies[-1] == 1)
+        keys = [self._array_key(item.digest) for item in items]
+        script = self._script(
+            "finish", claim.id, claim.token, status, out, self.settings.retention_s, len(keys),
+            *keys, *fields,
+        )  # fmt: skip
+        return Call([*commands, script], lambda replies: replies[-1] == 1)
 
     def alive(self, worker: str, *, warm: bool) -> Call[bool]:
         """Say that a worker takes jobs; forgotten after three silent leases.

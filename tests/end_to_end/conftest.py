@@ -17,11 +17,12 @@ import pytest
 import redis
 
 from schemas.arrays import Shelf
+from schemas.registry import ROUTINES
 from schemas.settings import Settings
-from schemas.transport.sinkhorn import SinkhornRequest
 from workers.port import Ledger, Question, Store
 
 LEASE_S = 1.0
+GRACE_S = 1.0
 # so small that only the deadline ends it, and a tolerance that the question's check lets pass
 ENDLESS = {"epsilon": 1e-4, "tol": 1e-12, "max_iter": 10_000_000}
 COST = np.random.default_rng(0).random((120, 120)).tolist()
@@ -42,12 +43,14 @@ class House:
     def submit(self, *, timeout_s: float = 0.05, fresh: bool = True) -> str:
         """Queue a computation that takes `timeout_s` seconds, whatever the machine."""
         asked = {"geometry": {"kind": "cost", "C": COST}, "timeout_s": timeout_s, **ENDLESS}
+        return self.ask("transport.sinkhorn", asked, fresh=fresh)
+
+    def ask(self, name: str, asked: dict[str, Any], *, fresh: bool = True) -> str:
+        """Queue a question."""
         shelf = Shelf()
-        request = SinkhornRequest.model_validate(asked, context={"shelf": shelf})
+        request = ROUTINES[name].request.model_validate(asked, context={"shelf": shelf})
         text = request.model_dump_json(context={"names_only": True}).encode()
-        question = Question(
-            "transport.sinkhorn", "1", "solve", text, secrets.token_hex(8), fresh=fresh
-        )
+        question = Question(name, "1", "solve", text, secrets.token_hex(8), fresh=fresh)
         return self.store.do(self.ledger.submit("t", question, shelf.staged.values())).job
 
     def record(self, job: str) -> Any:
@@ -154,7 +157,7 @@ def close_house(house: House) -> int:
 @pytest.fixture(scope="module")
 def house(tmp_path_factory: pytest.TempPathFactory) -> Iterator[House]:
     """Open a house with two workers for the tests of one file."""
-    opened = open_house(tmp_path_factory.mktemp("house"), workers=2)
+    opened = open_house(tmp_path_factory.mktemp("house"), workers=2, cancel_grace_s=GRACE_S)
     try:
         yield opened
     finally:

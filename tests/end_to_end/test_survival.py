@@ -6,10 +6,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 
-from tests.end_to_end.conftest import LEASE_S, House, ended, eventually, parent
+from tests.end_to_end.conftest import GRACE_S, LEASE_S, House, ended, eventually, parent
 
 pytestmark = [
     pytest.mark.slow,
@@ -29,6 +31,7 @@ def test_a_deadline_returns_the_best_answer_so_far(house: House) -> None:
 def test_a_cancelled_job_stops_within_a_second_and_frees_its_worker(
     house: House, record_property: Callable[[str, object], None]
 ) -> None:
+    house.warm(2)
     jobs = [house.submit(timeout_s=30) for _ in range(2)]
     for job in jobs:
         house.until(job, "running", 5)
@@ -38,6 +41,22 @@ def test_a_cancelled_job_stops_within_a_second_and_frees_its_worker(
     record_property("next_job_s", house.until(house.submit(), "succeeded", 1))
     house.store.do(house.ledger.cancel("t", jobs[1]))
     house.until(jobs[1], "cancelled", 1)
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline"])
+def test_a_routine_that_does_not_listen_is_ended(house: House, how: str) -> None:
+    rng = np.random.default_rng(0)
+    points = {"x": rng.random((6000, 2)).tolist(), "y": rng.random((6000, 2)).tolist()}
+    asked: dict[str, Any] = {"geometry": {"kind": "points", **points}}
+    job = house.ask("transport.exact", asked | ({"timeout_s": 0.5} if how == "deadline" else {}))
+    house.until(job, "running", 20)
+    if how == "cancel":
+        house.store.do(house.ledger.cancel("t", job))
+    house.until(job, "cancelled" if how == "cancel" else "failed", GRACE_S + 5)
+    record = house.record(job)
+    assert record.attempt == 1
+    assert how == "cancel" or record.error.code == "deadline-exceeded"
+    house.until(house.submit(), "succeeded", 40)
 
 
 def test_a_killed_workers_job_starts_again_elsewhere_and_ends_once(

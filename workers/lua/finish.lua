@@ -1,6 +1,9 @@
--- End an attempt. ARGV: prefix, id, token, status, out key ("" none), field, value, ...
+-- End an attempt. ARGV: prefix, id, token, status, out key ("" none), retention s,
+--       number of arrays, array keys..., field, value, ...
 -- Answers 1, or 0 when the lease was lost: then the result is nobody's and is dropped.
 local p, id, token, status, out = ARGV[1], ARGV[2], ARGV[3], ARGV[4], ARGV[5]
+local count = tonumber(ARGV[7])
+for i = 8, 7 + count do redis.call('EXPIRE', ARGV[i], ARGV[6]) end
 local job = p .. 'job:' .. id
 local f = redis.call('HMGET', job, 'status', 'token', 'cancel', 'keep', 'tomb', 'ask', 'tenant', 'out')
 if f[1] ~= 'running' or f[2] ~= token then
@@ -15,7 +18,7 @@ if f[3] == '1' and status ~= 'cancelled' then
 end
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-for i = 6, #ARGV - 1, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
+for i = 8 + count, #ARGV - 1, 2 do redis.call('HSET', job, ARGV[i], ARGV[i + 1]) end
 redis.call('HSET', job, 'status', status, 'finished', now, 'expires', now + f[4] * 1000, 'out', out)
 redis.call('EXPIRE', job, f[4] + f[5])
 redis.call('ZREM', p .. 'idx:running', id)

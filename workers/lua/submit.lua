@@ -6,6 +6,7 @@ local p, id, tenant, ask, fresh, idem, print = ARGV[1], ARGV[2], ARGV[3], ARGV[4
 local limit, keep, tomb, queue, count = tonumber(ARGV[8]), tonumber(ARGV[9]), tonumber(ARGV[10]), ARGV[11], tonumber(ARGV[12])
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
+for i = 13, 12 + count do redis.call('EXPIRE', ARGV[i], keep) end
 if redis.call('EXISTS', p .. 'job:' .. id) == 1 then
   return {'created', id} -- sent twice, because the reply was lost
 end
@@ -38,9 +39,6 @@ end
 if redis.call('ZCARD', p .. 'idx:queued') >= limit then return {'full', ''} end
 
 local job = p .. 'job:' .. id
-for i = 13, 12 + count do
-  redis.call('EXPIRE', ARGV[i], keep)
-end
 for i = 13 + count, #ARGV - 1, 2 do
   redis.call('HSET', job, ARGV[i], ARGV[i + 1])
 end
