@@ -239,11 +239,10 @@ def test_a_picture_of_nothing_is_told(bench: Bench) -> None:
     assert bench.work(job).error.code == "result-expired"
 
 
-# large and sharp enough to go on for many seconds
+# so sharp that only a deadline or its owner ends it
 LONG = {
-    "geometry": {"kind": "points", "x": np.random.default_rng(0).normal(size=(800, 3)).tolist(),
-                 "y": np.random.default_rng(1).normal(size=(800, 3)).tolist()},
-    "epsilon": 0.1, "tol": 1e-11, "max_iter": 10_000_000,
+    "geometry": {"kind": "cost", "C": np.random.default_rng(0).random((120, 120)).tolist()},
+    "epsilon": 1e-4, "tol": 1e-12, "max_iter": 10_000_000,
 }  # fmt: skip
 
 
