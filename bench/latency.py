@@ -29,7 +29,7 @@ from schemas.registry import ROUTINES
 
 RESULTS = Path(__file__).parent / "results" / "latency.json"
 ROUNDS, PER_ROUND, WARM = 5, 100, 30
-NAME = "transport.sinkhorn"
+NAME = "transport.exact"
 HEADERS = {"Prefer": "wait=10", "Cache-Control": "no-cache"}
 
 

@@ -4,6 +4,7 @@ import base64
 import binascii
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
@@ -289,14 +290,20 @@ class Result(Strict):
 
 def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRef, str]]:
     """Walk the array fields of a question, nested models included: path, reference, axes."""
-    for name, info in type(model).model_fields.items():
-        value, path = getattr(model, name), f"{prefix}{name}"
+    for name, dims in _axes(type(model)).items():
+        value = getattr(model, name)
         if isinstance(value, ArrayRef):
-            dims = next((m.axes for m in markers(info.metadata, info.annotation, Dims)), None)
             if dims is not None:
-                yield path, value, dims
+                yield f"{prefix}{name}", value, dims
         elif isinstance(value, BaseModel):
-            yield from arrays_in(value, f"{path}.")
+            yield from arrays_in(value, f"{prefix}{name}.")
+
+
+@cache
+def _axes(model: type[BaseModel]) -> dict[str, str | None]:
+    """List the fields of a model with the axes of those that are arrays."""
+    found = {n: markers(i.metadata, i.annotation, Dims) for n, i in model.model_fields.items()}
+    return {name: marks[0].axes if marks else None for name, marks in found.items()}
 
 
 def markers(metadata: list[Any], annotation: Any, kind: type[Any]) -> list[Any]:

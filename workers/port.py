@@ -18,6 +18,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any, Generic, TypeVar
 
+import hiredis
 import numpy as np
 import orjson
 import redis
@@ -403,6 +404,16 @@ class Store:
         return pipe.execute()
 
 
+class _Packed:
+    """Pack commands in C: redis-py does so in its synchronous client only."""
+
+    def pack_command(self, *args: Any) -> list[bytes]:
+        return [hiredis.pack_command(args)]
+
+    def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
+        return [b"".join(map(hiredis.pack_command, commands))]
+
+
 class AsyncStore:
     """Run calls from the gateway: as `Store`, without blocking the event loop."""
 
@@ -410,6 +421,8 @@ class AsyncStore:
         """Open no connection yet."""
         retry = redis.asyncio.retry.Retry(ExponentialBackoff(cap=0.2, base=0.05), 2)
         self.redis = redis.asyncio.Redis.from_url(settings.store_url, retry=retry)
+        pool = self.redis.connection_pool
+        pool.connection_class = type("Packed", (_Packed, pool.connection_class), {})
 
     async def do(self, call: Call[Answer]) -> Answer:
         """Send the commands and read the replies."""
