@@ -408,10 +408,11 @@ class _Packed:
     """Pack commands in C: redis-py does so in its synchronous client only."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
-        return [hiredis.pack_command(args)]
+        first, *rest = args  # redis-py writes commands of two words as one
+        return [hiredis.pack_command((*first.split(" "), *rest))]
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
-        return [b"".join(map(hiredis.pack_command, commands))]
+        return [b"".join(self.pack_command(*command)[0] for command in commands)]
 
 
 class AsyncStore:
