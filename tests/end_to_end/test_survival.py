@@ -1,5 +1,6 @@
 """Nothing that is killed, stopped or restarted loses a job or ends one twice."""
 
+import contextlib
 import os
 import random
 import signal
@@ -112,13 +113,14 @@ def test_chaos(house: House) -> None:
     chance, before = random.Random(0), house.counters()
     jobs = [house.submit(timeout_s=chance.uniform(0.05, 0.4)) for _ in range(40)]
     for number in range(4):
-        victim = eventually(lambda: [j for j in jobs if house.record(j).status == "running"], 40)
-        if number == 1:
-            os.kill(house.raw.info("server")["process_id"], signal.SIGKILL)
-        elif number == 2:  # a child of the pool alone
-            os.kill(house.owner(victim[0]), signal.SIGKILL)
-        else:
-            os.kill(parent(house.owner(victim[0])), signal.SIGKILL)
+        job = eventually(lambda: [j for j in jobs if house.record(j).status == "running"], 40)[0]
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has just died
+            if number == 1:
+                os.kill(house.raw.info("server")["process_id"], signal.SIGKILL)
+            elif number == 2:  # a child of the pool alone
+                os.kill(house.owner(job), signal.SIGKILL)
+            else:
+                os.kill(parent(house.owner(job)), signal.SIGKILL)
         time.sleep(0.5)
     for job in jobs:
         house.until(job, "succeeded", 60)
