@@ -54,8 +54,9 @@ def stored(array: NDArray[Any]) -> Stored:
 
 def digest_of(array: NDArray[Any]) -> str:
     """Hash element type, shape and bytes, so that equal arrays have equal names."""
-    head = f"{NAMES[array.dtype]}{array.shape}".encode()
-    return "sha256:" + hashlib.sha256(head + array.tobytes()).hexdigest()
+    name = hashlib.sha256(f"{NAMES[array.dtype]}{array.shape}".encode())
+    name.update(array.reshape(-1).data)  # no copy of what may be large
+    return "sha256:" + name.hexdigest()
 
 
 def facts_of(array: NDArray[Any]) -> Facts:
