@@ -38,6 +38,7 @@ Fields = dict[bytes, bytes]
 JOB_ID = re.compile(r"^[0-9a-f]{32}$")
 SCRIPTS = ("submit", "claim", "heartbeat", "finish", "cancel", "alive", "reap")
 STALE_MS = 30_000
+LARGE = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -405,14 +406,16 @@ class Store:
 
 
 class _Packed:
-    """Pack commands in C: redis-py does so in its synchronous client only."""
+    """Pack commands in C, as redis-py's synchronous client does; leave large values uncopied."""
 
     def pack_command(self, *args: Any) -> list[bytes]:
+        if any(isinstance(arg, bytes) and len(arg) > LARGE for arg in args):
+            return super().pack_command(*args)  # pyright: ignore - the connection it is mixed into
         first, *rest = args  # redis-py writes commands of two words as one
         return [hiredis.pack_command((*first.split(" "), *rest))]
 
     def pack_commands(self, commands: Iterable[tuple[Any, ...]]) -> list[bytes]:
-        return [b"".join(self.pack_command(*command)[0] for command in commands)]
+        return [piece for command in commands for piece in self.pack_command(*command)]
 
 
 class AsyncStore:
