@@ -11,7 +11,7 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from api.helper import settle
+from api.settle import settle
 from api.json_text import parse_large
 from api.problems import Refusal
 

@@ -95,7 +95,7 @@ print([m for m in {heavy!r} if m in sys.modules], used.ru_utime + used.ru_stime)
 
 
 def test_the_helper_process_is_lighter() -> None:
-    code = "import sys, api.helper, api.json_text, api.files\nprint('fastapi' in sys.modules)"
+    code = "import sys, api.settle, api.json_text, api.files\nprint('fastapi' in sys.modules)"
     assert run(code).strip() == "False"
 
 
