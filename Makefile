@@ -2,7 +2,7 @@
 
 PYTHON ?= python3
 BIN := .venv/bin
-INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install -q --disable-pip-version-check -c constraints.txt -e
+INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test fast lint serve docs bench clean
@@ -11,7 +11,7 @@ help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
 
 demo: .venv/.installed ## Start everything, align two tissue slices, show scores and a picture (SLICES="a.h5ad b.h5ad")
-	@$(BIN)/brenier demo $(SLICES)
+	@$(BIN)/brenier demo $(SLICES) $(OPTIONS)
 
 test: .venv/.installed-test ## Run everything: style, types, imports, laws, service, browser
 	@$(BIN)/python -m pytest

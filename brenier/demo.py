@@ -8,7 +8,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,7 +27,7 @@ from schemas.spatial.align import AlignResult
 REAL = Path("../shared/data/spatial")
 READY_S = 180.0
 STOP_S = 60.0
-KEPT_LINES = 12
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)  # end the demonstration as Ctrl-C does
 
 
 def demonstrate(slices: Sequence[Path], *, port: int, once: bool, keys: Mapping[str, str]) -> int:
@@ -42,13 +42,12 @@ def demonstrate(slices: Sequence[Path], *, port: int, once: bool, keys: Mapping[
     console = Console(soft_wrap=True)
     source, target, words = choose(slices, keys)
     console.print(f"Aligning {words}.")
-    with _interruptible(), Service(port).running(console) as url:
+    with _handling(ENDINGS, _interrupt), Service(port).running(console) as url:
         with Client(url) as client:
             _align(client, source, target, console)
         console.print(f"Swagger UI is at {url}/docs")
         if not once:
-            console.print("Everything stays up until Ctrl-C.")
-            _sleep()
+            _stay(console)
     console.print("Everything is stopped.")
     return 0
 
@@ -76,7 +75,6 @@ class Service:
 
     port: int
     url: str = ""
-    lines: list[str] = field(default_factory=list[str])
     ready: threading.Event = field(default_factory=threading.Event)
 
     @contextmanager
@@ -111,7 +109,6 @@ class Service:
             text = line.rstrip()
             if not text:
                 continue
-            self.lines = [*self.lines, text][-KEPT_LINES:]
             console.print(f"  {text}", style="dim", markup=False, highlight=False)
             _, found, url = text.partition("ready at ")
             if found:
@@ -156,7 +153,8 @@ def numbers_in(part: Record, model: FieldInfo) -> Iterator[tuple[str, float, str
     """Walk the numbers of a part of an answer, each with its meaning from the schema."""
     fields: dict[str, FieldInfo] = getattr(model.annotation, "model_fields", {})
     for name in part:
-        if part[name] is not None:
+        counted_nothing = isinstance(part[name], int) and part[name] == 0
+        if part[name] is not None and not counted_nothing:
             yield name.replace("_", " "), part[name], (fields[name].description or "").split(";")[0]
 
 
@@ -191,23 +189,22 @@ def _stop(process: subprocess.Popen[str]) -> None:
 
 
 @contextmanager
-def _interruptible() -> Generator[None]:
-    """Let SIGTERM and SIGHUP end the demonstration as Ctrl-C does."""
-
-    def interrupt(signum: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {s: signal.signal(s, interrupt) for s in (signal.SIGTERM, signal.SIGHUP)}
+def _handling(signals: Sequence[signal.Signals], handler: Callable[..., None]) -> Generator[None]:
+    before = {signum: signal.signal(signum, handler) for signum in signals}
     try:
         yield
     finally:
-        for signum, handler in before.items():
-            signal.signal(signum, handler)
+        for signum, former in before.items():
+            signal.signal(signum, former)
 
 
-def _sleep() -> None:
-    try:
-        while True:
-            time.sleep(3600)
-    except KeyboardInterrupt:
-        return
+def _interrupt(signum: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
+def _stay(console: Console) -> None:
+    """Wait to be asked to stop; nothing that is being printed is interrupted by it."""
+    asked = threading.Event()
+    with _handling((*ENDINGS, signal.SIGINT), lambda *_: asked.set()):
+        console.print("Everything stays up until Ctrl-C.")
+        asked.wait()

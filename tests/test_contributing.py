@@ -26,7 +26,8 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
         shutil.copytree(ROOT / name, home / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md"):
         shutil.copy(ROOT / name, home)
-    schema, mathematics, line = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+    schema, mathematics = re.findall(r"^```python\n(.*?)^```", TEXT, re.M | re.S)
+    [line] = re.findall(r"^```text\n(.*?)^```", TEXT, re.M | re.S)
     for tree, text in (("schemas", schema), ("algorithms", mathematics)):
         folder = home / tree / "simplex"
         folder.mkdir()
