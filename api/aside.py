@@ -11,9 +11,9 @@ from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import TypeVar
 
-from api.settle import settle
 from api.json_text import parse_large
 from api.problems import Refusal
+from api.settle import settle
 
 Answer = TypeVar("Answer")
 PATIENCE_S = 60.0
