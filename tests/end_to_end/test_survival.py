@@ -63,6 +63,7 @@ def test_a_routine_that_does_not_listen_is_ended(house: House, how: str) -> None
 def test_a_killed_workers_job_starts_again_elsewhere_and_ends_once(
     house: House, record_property: Callable[[str, object], None]
 ) -> None:
+    house.warm(2)
     before = house.counters().get("succeeded", 0)
     job = house.submit(timeout_s=2)
     house.until(job, "running", 5)
