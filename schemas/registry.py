@@ -2,12 +2,18 @@
 
 from schemas.routine import Routine
 from schemas.spatial import align
-from schemas.transport import exact, sinkhorn
+from schemas.transport import divergence, exact, sinkhorn
 
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
     for routine in (
         Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE),
+        Routine(
+            "transport.divergence",
+            divergence.DivergenceRequest,
+            divergence.DivergenceResult,
+            divergence.EXAMPLE,
+        ),
         Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
         Routine(
             "transport.sinkhorn",
