@@ -191,6 +191,7 @@ def test_gradients_of_what_has_none_are_refused(bench: Bench) -> None:
 
 @pytest.mark.parametrize("name", ROUTINES)
 @pytest.mark.parametrize("media", ["image/png", "image/svg+xml"])
+@pytest.mark.slow
 def test_every_answer_has_a_picture(bench: Bench, name: str, media: str) -> None:
     parent = bench.ask(name, ROUTINES[name].example)
     assert bench.work(parent).status == "succeeded"

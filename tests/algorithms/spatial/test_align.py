@@ -14,6 +14,8 @@ from algorithms.spatial.align import align
 from algorithms.spatial.expression import Expression, common_counts, dissimilarity
 from tests.algorithms.spatial.tissue import changed, moved, reordered, tissue
 
+pytestmark = pytest.mark.slow
+
 # The answer of a moved copy differs by rounding of coordinates of size 100.
 SAME = 1e-9
 # F of an exact copy: sums of squares of rounded distances.

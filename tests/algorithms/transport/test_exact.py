@@ -302,6 +302,7 @@ def test_gradients_of_the_value_match_differences():
 
 @pytest.mark.parametrize("d", [1, 2, 12])
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.slow
 def test_gradients_reach_the_points(d, cost):
     leaves = [cloud(3, d, s).requires_grad_() for s in (0, 1)]
     value = lambda x, y: exact(PointClouds(x, y, cost)).value

@@ -58,6 +58,7 @@ def test_two_by_two_has_a_closed_form(epsilon):
 
 
 @pytest.mark.parametrize("epsilon", [0.1, 1.0])
+@pytest.mark.slow
 def test_gaussians_have_a_closed_form(epsilon):
     known = gaussians(200, epsilon)
     answer = sinkhorn(known.geometry, known.a, known.b, epsilon=epsilon, tol=1e-10)
@@ -220,6 +221,7 @@ def test_law_the_gap_closes(seed):
 
 @few
 @given(seeds)
+@pytest.mark.slow
 def test_law_single_is_close_to_double(seed):
     geometry, a, b = problem(20, 15, seed)
     double = sinkhorn(geometry, a, b, epsilon=0.05, tol=1e-5)
@@ -243,6 +245,7 @@ def test_law_value_grows_with_epsilon_and_duplicates_share():
 
 
 @pytest.mark.parametrize("epsilon", [1e-3, 1e-5, 1e-8])
+@pytest.mark.slow
 def test_tiny_epsilon_is_finite_and_honest(epsilon):
     geometry, a, b = problem(30, 40, 7)
     answer = sinkhorn(geometry, a, b, epsilon=epsilon, max_iter=400)
@@ -318,6 +321,7 @@ def leaves(*tensors):
     return [t.clone().requires_grad_() for t in tensors]
 
 
+@pytest.mark.slow
 def test_gradients_of_every_output_match_differences():
     args = leaves(random_cost(4, 5, 0), random_weights(4, 0), random_weights(5, 1))
 
@@ -328,6 +332,7 @@ def test_gradients_of_every_output_match_differences():
     assert torch.autograd.gradcheck(outputs, args, **DIFFERENCES)
 
 
+@pytest.mark.slow
 def test_second_derivatives_of_the_value_match_differences():
     args = leaves(random_cost(3, 4, 0), random_weights(3, 0), random_weights(4, 1))
     assert torch.autograd.gradgradcheck(lambda *args: solved(*args).value, args, **DIFFERENCES)
@@ -342,6 +347,7 @@ def test_second_derivatives_of_the_plan_are_refused():
 
 
 @pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+@pytest.mark.slow
 def test_gradients_reach_the_points(cost):
     def value(x, y):
         return sinkhorn(PointClouds(x, y, cost), epsilon=0.3, tol=1e-13).value
