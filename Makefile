@@ -16,7 +16,7 @@ demo: .venv/.installed ## Start everything, align two tissue slices, show scores
 test: .venv/.installed-test ## Run everything: style, types, imports, laws, service, browser
 	@$(BIN)/python -m pytest
 
-fast: .venv/.installed-test ## Run the tests that take less than a minute together
+fast: .venv/.installed-test ## Run everything but the slow tests
 	@$(BIN)/python -m pytest -m "not slow"
 
 lint: .venv/.installed-test ## Check format, lint, imports and types only

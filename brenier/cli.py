@@ -66,6 +66,7 @@ def main(context: click.Context, url: str, key: str | None) -> None:
     if urlsplit(url).scheme not in ("http", "https"):
         raise click.BadParameter(f"{url} is not an http address", param_hint="--url")
     context.obj = Client(url, key)
+    context.call_on_close(context.obj.close)
 
 
 @main.command(
