@@ -1,0 +1,274 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from algorithms.errors import IllPosed
+from algorithms.geometry import CostMatrix, PointClouds
+from algorithms.transport.exact import exact
+from algorithms.transport.partial import partial
+from schemas.arrays import Shelf
+from schemas.transport.partial import PartialRequest
+from tests.problems.transport import cloud, generator, random_cost, random_weights, uniform
+
+ROUNDING = 1e-12  # sums of a few hundred float64 numbers of size one
+SINGLE = 2e-6  # float32 values of size one
+PROGRAMMED = 1e-7  # HiGHS stops at feasibility 1e-7
+DIFFERENCES = {"atol": 1e-6, "rtol": 1e-5}  # central differences of step 1e-6 in float64
+seeds = st.integers(0, 10_000)
+shares = st.sampled_from([0.01, 0.3, 0.77, 1.0])
+few = settings(max_examples=10, deadline=None)
+
+
+def problem(n, m, seed, mass_b=1.3):
+    a, b = random_weights(n, seed), random_weights(m, seed + 1, mass_b)
+    return CostMatrix(random_cost(n, m, seed)), a, b
+
+
+def programmed(C, a, b, mass=None, price=0.0):
+    """Solve the capped linear program; without `mass`, with a reward for each unit moved."""
+    n, m = C.shape
+    caps = np.vstack([np.kron(np.eye(n), np.ones(m)), np.kron(np.ones(n), np.eye(m))])
+    total = {} if mass is None else {"A_eq": np.ones((1, n * m)), "b_eq": [mass]}
+    limits = np.concatenate([a.numpy(), b.numpy()])
+    return linprog(C.numpy().ravel() - price, A_ub=caps, b_ub=limits, **total).fun
+
+
+def check_proof(answer, geometry, a, b, mass):
+    C = geometry.matrix()
+    P, f, g, lam = answer.plan.dense(*C.shape), answer.f, answer.g, answer.lam
+    assert answer.stop.status == "converged"
+    assert (answer.plan.mass > 0).all()
+    assert abs(float(P.sum()) - mass) < ROUNDING
+    torch.testing.assert_close(a - P.sum(1), answer.unmatched_a, atol=ROUNDING, rtol=0)
+    torch.testing.assert_close(b - P.sum(0), answer.unmatched_b, atol=ROUNDING, rtol=0)
+    assert min(answer.unmatched_a.min(), answer.unmatched_b.min()) >= 0
+    assert max(f.max(), g.max()) <= 0
+    assert float((f[:, None] + g + lam - C).amax()) < ROUNDING
+    gap = float((P * C).sum() - a @ f - b @ g - lam * mass)
+    assert gap == pytest.approx(answer.certificate.duality_gap, abs=ROUNDING)
+    assert abs(gap) < ROUNDING
+    assert float((P * C).sum()) == pytest.approx(answer.value.item(), abs=ROUNDING)
+
+
+# oracles ------------------------------------------------------------------------------------------
+
+
+@few
+@given(seeds, st.integers(1, 7), st.integers(1, 7), shares)
+def test_agrees_with_a_linear_program_and_is_proved(seed, n, m, share):
+    geometry, a, b = problem(n, m, seed)
+    mass = share * 1.0
+    answer = partial(geometry, a, b, mass=mass)
+    check_proof(answer, geometry, a, b, mass)
+    assert answer.value.item() == pytest.approx(programmed(geometry.C, a, b, mass), abs=PROGRAMMED)
+
+
+@few
+@given(seeds)
+def test_all_of_two_equal_masses_is_the_balanced_problem(seed):
+    geometry, a, b = problem(7, 6, seed, 1.0)
+    whole = exact(geometry, a, b)
+    answer = partial(geometry, a, b, mass=1.0)
+    torch.testing.assert_close(answer.plan.dense(7, 6), whole.plan.dense(7, 6))
+    assert answer.value.item() == pytest.approx(whole.value.item(), abs=ROUNDING)
+    assert answer.unmatched_a.sum() + answer.unmatched_b.sum() < ROUNDING
+
+
+def test_all_of_the_smaller_mass_leaves_one_side_free():
+    geometry, a, b = problem(5, 8, 0, 100.0)
+    a = a * (0.9 * float(b.min()))  # no target is full: every source goes to its cheapest one
+    answer = partial(geometry, a, b, mass=float(a.sum()))
+    assert answer.value.item() == pytest.approx(float(a @ geometry.C.amin(1)), rel=1e-10)
+    assert answer.unmatched_a.sum() < ROUNDING
+
+
+def test_little_mass_takes_the_cheapest_pair():
+    geometry, a, b = problem(5, 8, 3)
+    answer = partial(geometry, a, b, mass=0.01)
+    assert answer.value.item() == pytest.approx(0.01 * float(geometry.C.min()), abs=ROUNDING)
+    assert answer.lam.item() == pytest.approx(float(geometry.C.min()), abs=ROUNDING)
+
+
+@few
+@given(seeds, st.sampled_from([0.2, 0.5, 0.9]))
+def test_the_price_makes_it_a_total_variation_problem(seed, mass):
+    geometry, a, b = problem(6, 5, seed)
+    answer = partial(geometry, a, b, mass=mass)
+    lam = answer.lam.item()
+    free = programmed(geometry.C, a, b, price=lam)  # rho_a + rho_b = lam, constants dropped
+    assert answer.value.item() - lam * mass == pytest.approx(free, abs=PROGRAMMED)
+    used = geometry.C[answer.plan.rows, answer.plan.cols]
+    assert used.max() <= lam + ROUNDING
+
+
+# laws ---------------------------------------------------------------------------------------------
+
+
+@few
+@given(seeds)
+def test_law_convex_in_mass_with_the_price_as_slope(seed):
+    geometry, a, b = problem(6, 7, seed)
+    masses = [0.1, 0.3, 0.5, 0.7, 0.9]
+    answers = [partial(geometry, a, b, mass=mass) for mass in masses]
+    prices = [answer.lam.item() for answer in answers]
+    values = [answer.value.item() for answer in answers]
+    assert values == sorted(values)
+    for low, high, one, two in zip(values, values[1:], prices, prices[1:], strict=False):
+        assert 0.2 * one - ROUNDING <= high - low <= 0.2 * two + ROUNDING
+
+
+@few
+@given(seeds, shares)
+def test_law_swap_and_transpose(seed, share):
+    geometry, a, b = problem(6, 7, seed)
+    one = partial(geometry, a, b, mass=share)
+    other = partial(CostMatrix(geometry.C.T), b, a, mass=share)
+    torch.testing.assert_close(one.plan.dense(6, 7), other.plan.dense(7, 6).T)
+    torch.testing.assert_close(one.unmatched_a, other.unmatched_b)
+
+
+@few
+@given(seeds, st.sampled_from([1e-8, 3.0, 1e8]), st.sampled_from([1e-5, 2.0, 1e5]))
+def test_law_scaling_and_shift(seed, scale, size):
+    geometry, a, b = problem(6, 5, seed)
+    one = partial(geometry, a, b, mass=0.6)
+    moved = CostMatrix(scale * (geometry.C - 2))
+    other = partial(moved, size * a, size * b, mass=size * 0.6)
+    assert other.stop.status == "converged"
+    expected = scale * size * (one.value.item() - 2 * 0.6)
+    assert other.value.item() == pytest.approx(expected, rel=1e-9)
+
+
+@few
+@given(seeds)
+def test_law_permuting_points_permutes_the_answer(seed):
+    geometry, a, b = problem(8, 6, seed)
+    rows, cols = (torch.randperm(k, generator=generator(seed)) for k in (8, 6))
+    one = partial(geometry, a, b, mass=0.5)
+    other = partial(CostMatrix(geometry.C[rows][:, cols]), a[rows], b[cols], mass=0.5)
+    torch.testing.assert_close(one.unmatched_a[rows], other.unmatched_a)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_law_single_is_close_to_double(cost):
+    x, y = cloud(20, 2, 0).float(), cloud(15, 2, 1).float()
+    single = partial(PointClouds(x, y, cost), mass=0.5)
+    double = partial(PointClouds(x.double(), y.double(), cost), mass=0.5)
+    assert single.value.dtype == single.lam.dtype == single.unmatched_a.dtype == torch.float32
+    assert single.stop.status == "converged"
+    assert single.value.item() == pytest.approx(double.value.item(), rel=SINGLE)
+
+
+def test_outliers_stay():
+    x, y = cloud(10, 2, 0), cloud(10, 2, 1)
+    x[3] = 100.0
+    answer = partial(PointClouds(x, y), mass=0.9)
+    assert answer.unmatched_a[3].item() == pytest.approx(0.1, abs=ROUNDING)
+
+
+def test_constant_costs_absent_points_and_single_points():
+    zero = CostMatrix(torch.zeros(3, 4, dtype=torch.float64))
+    assert partial(zero, mass=0.5).value.item() == 0
+    geometry, a, b = problem(5, 4, 0)
+    a[2] = 0
+    answer = partial(geometry, a, b, mass=0.5)
+    check_proof(answer, geometry, a, b, 0.5)
+
+
+# endings ------------------------------------------------------------------------------------------
+
+
+def test_spent_pivots_and_interruptions_leave_a_feasible_plan():
+    geometry, a, b = problem(20, 30, 0)
+    best = partial(geometry, a, b, mass=0.7).value.item()
+    spent = partial(geometry, a, b, mass=0.7, max_iter=3)
+    halted = partial(geometry, a, b, mass=0.7, watch=lambda k, r: False)
+    assert (spent.stop.status, halted.stop.status) == ("max_iter", "interrupted")
+    for answer in (spent, halted):
+        seen = answer.certificate
+        worst = max(seen.excess_a, seen.excess_b, seen.mass_error, seen.dual_infeasibility)
+        assert worst < ROUNDING
+        assert answer.value.item() - seen.duality_gap <= best <= answer.value.item()
+
+
+def test_forbidden_arcs_are_avoided_or_refused():
+    geometry, a, b = problem(6, 8, 0)
+    geometry.C[0] = 1e16
+    answer = partial(geometry, a, b, mass=0.5)
+    assert answer.plan.dense(6, 8)[0].sum() == 0
+    assert answer.stop.status == "converged"
+    with pytest.raises(IllPosed, match="avoids") as refusal:
+        partial(geometry, a, b, mass=1.0)
+    assert refusal.value.field == "geometry"
+
+
+# gradients ----------------------------------------------------------------------------------------
+
+
+def test_gradients_of_the_value_match_differences():
+    geometry, a, b = problem(4, 5, 1)
+    leaves = [t.clone().requires_grad_() for t in (geometry.C, a, b)]
+    value = lambda C, a, b: partial(CostMatrix(C), a, b, mass=0.6).value
+    assert torch.autograd.gradcheck(value, leaves, **DIFFERENCES)
+
+
+@pytest.mark.parametrize("cost", ["sqeuclidean", "euclidean"])
+def test_gradients_reach_the_points(cost):
+    leaves = [cloud(4, 2, s).requires_grad_() for s in (0, 1)]
+    value = lambda x, y: partial(PointClouds(x, y, cost), mass=0.6).value
+    assert torch.autograd.gradcheck(value, leaves, **DIFFERENCES)
+
+
+# peers --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_agrees_with_pot():
+    ot = pytest.importorskip("ot")
+    geometry, a, b = problem(20, 15, 2)
+    theirs = ot.partial.partial_wasserstein2(a.numpy(), b.numpy(), geometry.C.numpy(), m=0.6)
+    assert partial(geometry, a, b, mass=0.6).value.item() == pytest.approx(theirs, abs=1e-9)
+
+
+# bad input ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("field", "change"),
+    [
+        ("a", {"a": torch.tensor([0.5, -0.5, 1.0], dtype=torch.float64)}),
+        ("b", {"b": torch.zeros(4, dtype=torch.float64)}),
+        ("mass", {"mass": 0.0}),
+        ("mass", {"mass": math.nan}),
+        ("mass", {"mass": 1 + 2e-5}),
+        ("mass", {"b": 0.4 * uniform(4)}),
+        ("geometry.C", {"geometry": CostMatrix(torch.full((3, 4), math.nan))}),
+    ],
+)
+def test_bad_input_is_named(field, change):
+    question = {"geometry": CostMatrix(random_cost(3, 4, 0)), "mass": 0.5} | change
+    with pytest.raises(IllPosed) as refusal:
+        partial(**question)
+    assert refusal.value.field == field
+
+
+@pytest.mark.parametrize("change", [{"mass": 1.1}, {"mass": 0.7, "b": [0.25, 0.25]}, {"mass": 0.0}])
+def test_the_schema_refuses_by_name(change):
+    body = {"geometry": {"kind": "cost", "C": [[0.0, 1.0], [1.0, 0.0]]}, "mass": 0.5}
+    PartialRequest.model_validate(body, context={"shelf": Shelf()})
+    with pytest.raises(ValueError, match=r"total can travel|greater") as refusal:
+        PartialRequest.model_validate(body | change, context={"shelf": Shelf()})
+    (error,) = refusal.value.errors()
+    assert "mass" in (*error["loc"], error.get("ctx", {}).get("field"))
+
+
+def test_mass_above_the_total_by_rounding_is_all_of_it():
+    geometry, a, b = problem(4, 5, 0)
+    answer = partial(geometry, a, b, mass=1 + 5e-6)
+    assert answer.stop.status == "converged"
+    assert float(answer.plan.mass.sum()) == pytest.approx(1.0, abs=ROUNDING)

@@ -1,0 +1,21 @@
+"""Picture of a partial coupling."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from workers.figures.transport.plan import draw_plan
+
+
+def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
+    """Draw the plan; points that no line touches keep all their mass."""
+    sparse = answer["plan"]
+    plan = np.zeros((len(answer["f"]), len(answer["g"])))
+    plan[sparse["rows"], sparse["cols"]] = sparse["mass"]
+    caption = (
+        f"optimal plan of mass {question['mass']:.4g}, <P, C> {answer['value']:.4g}, "
+        f"price of mass {answer['lam']:.4g}, gap {answer['certificate']['duality_gap']:.1e}"
+    )
+    return draw_plan(question, plan, caption)
