@@ -201,7 +201,7 @@ def _bounded(
     # leaving one forbidden arc moves mass along a cycle of at most min(n, m) allowed ones
     lift = high + min(C.shape) * (high - low) + high.abs().clamp_min(1.0)
     caution = Caution(
-        "forbidden-arcs",
+        "forbidden_arcs",
         f"{int(forbidden.sum())} costs exceed 1e12 medians ({limit:.1e}) and are never used",
         "give such pairs a large cost in the scale of the others, or leave them so",
     )

@@ -69,7 +69,7 @@ def same_mass(
     if apart <= (len(a) + len(b)) ** 0.5 * torch.finfo(a.dtype).eps:
         return b * (mass_a / mass_b), ()
     caution = Caution(
-        "mass-rescaled",
+        "mass_rescaled",
         f"b had mass {mass_b:.9g} and was rescaled to the mass of a, {mass_a:.9g}",
         f"relative difference {apart:.1e}; normalise the weights in float64 before sending them",
     )

@@ -183,7 +183,7 @@ def _floor_caution(
         return ()
     return (
         Caution(
-            "rounding-floor",
+            "rounding_floor",
             f"the error stays at {stop.residual:.1e}, above tol {tol:.1e}: potentials are rounded"
             f" to {str(C.dtype)[6:]}",
             f"ask for float64, or for tol above {error:.1e}",

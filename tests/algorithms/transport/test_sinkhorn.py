@@ -306,7 +306,7 @@ def test_single_precision_at_its_floor_says_so():
     x, y = cloud(40, 2, 0).float(), cloud(40, 2, 1).float()
     answer = sinkhorn(PointClouds(x, y), epsilon=0.05, tol=9e-7)
     assert answer.stop.status == "stagnated"
-    assert [caution.code for caution in answer.cautions] == ["rounding-floor"]
+    assert [caution.code for caution in answer.cautions] == ["rounding_floor"]
 
 
 # gradients ----------------------------------------------------------------------------------------
@@ -457,7 +457,7 @@ def test_single_precision_refuses_what_it_cannot_reach():
 def test_masses_equal_up_to_rounding_are_rescaled_and_reported():
     geometry, a, b = problem(4, 5, 0)
     answer = sinkhorn(geometry, a, b * (1 + 5e-6), epsilon=0.1, tol=SOLVED)
-    assert [caution.code for caution in answer.cautions] == ["mass-rescaled"]
+    assert [caution.code for caution in answer.cautions] == ["mass_rescaled"]
     torch.testing.assert_close(
         answer.plan, sinkhorn(geometry, a, b, epsilon=0.1, tol=SOLVED).plan, **CLOSE
     )
