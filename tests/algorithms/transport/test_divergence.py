@@ -15,6 +15,8 @@ from schemas.arrays import Shelf
 from schemas.transport.divergence import DivergenceRequest
 from tests.problems.transport import cloud, gaussians, generator, random_weights, uniform
 
+pytestmark = pytest.mark.slow  # a minute together: most compare gradients with differences
+
 SOLVED = 1e-11  # marginal error asked for where an answer is compared with a formula
 CLOSE = {"atol": 1e-9, "rtol": 1e-8}  # SOLVED, amplified by the conditioning of small problems
 GRID = 1e-4  # the grid of the Gaussians against the line

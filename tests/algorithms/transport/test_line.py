@@ -148,6 +148,7 @@ def test_single_is_close_to_double(space):
 
 @pytest.mark.parametrize("space", ["line", "circle"])
 @pytest.mark.parametrize("p", [1.0, 1.5, 2.0])
+@pytest.mark.slow
 def test_gradients_match_differences(space, p):
     a, b = random_weights(4, 0), random_weights(5, 1)
     leaves = [z.clone().requires_grad_() for z in (points(4, 2), points(5, 3), a.log(), b.log())]
