@@ -46,6 +46,7 @@ def router(gate: Gateway) -> APIRouter:
         media = choose(request.headers.get("accept"), [NPY, JSON])
         headers = immutable(f"{name} {media}")
         if matches(request.headers.get("if-none-match"), headers["ETag"]):
+            await _told(gate, name, headers)  # `*` matches whatever there is, not what is missing
             return Response(status_code=304, headers=headers)
         if media == NPY and request.scope["state"]["head"]:
             return await _told(gate, name, headers)

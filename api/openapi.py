@@ -164,7 +164,7 @@ def _form(routine: Routine, kind: Kind) -> tuple[str, type[BaseModel], type[Base
 def vjp_example(routine: Routine) -> Document:
     """Ask for the gradient of the objective, or of the first output that is a number."""
     numbers = [n for n in routine.outputs if routine.result.model_fields[n].annotation is float]
-    output = "value" if "value" in numbers else numbers[0]
+    output = "value" if "value" in numbers else (numbers or routine.outputs)[0]
     present = [path for path in routine.inputs if _has(routine.example, path)]
     return {"request": routine.example, "cotangents": {output: 1.0}, "wrt": present[:1]}
 

@@ -139,3 +139,8 @@ def test_what_json_cannot_say_is_refused(http: httpx.Client) -> None:
 def test_unknown_names(http: httpx.Client, what: str, name: str) -> None:
     problem(http.get(f"/v1/{what}/{name}"), 404, "not-found")
     assert http.head(f"/v1/{what}/{name}").status_code == 404
+
+
+def test_nothing_is_unchanged_that_is_not_there(http: httpx.Client) -> None:
+    unknown = f"/v1/arrays/sha256:{'0' * 64}"
+    problem(http.get(unknown, headers={"If-None-Match": "*"}), 404, "not-found")
