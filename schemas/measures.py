@@ -4,6 +4,7 @@ from pydantic_core import PydanticCustomError
 
 from schemas.arrays import ArrayRef
 
+LARGEST_MASS = 1e150  # its square is still a number
 MASS_TOLERANCE = 1e-5  # relative: what float32 sums of a million weights may differ by
 
 
@@ -16,6 +17,11 @@ def check_weights(field: str, weights: ArrayRef | None) -> None:
         raise PydanticCustomError(
             "infeasible-problem", "weights must not be negative; the smallest is {low}",
             {"field": field, "low": facts.low},
+        )  # fmt: skip
+    if facts.total is not None and facts.total > LARGEST_MASS:
+        raise PydanticCustomError(
+            "infeasible-problem", "the weights sum to {mass}, more than {limit}; rescale them",
+            {"field": field, "mass": facts.total, "limit": LARGEST_MASS},
         )  # fmt: skip
     if not facts.total:
         raise PydanticCustomError(

@@ -33,6 +33,7 @@ def error(model: type[BaseModel], body: Any) -> Any:
     [
         ({"a": [0.5, -0.25, 0.75]}, "a"),
         ({"a": [0.0, 0.0, 0.0]}, "a"),
+        ({"a": [1e308, 1e308, 1e308]}, "a"),
         ({"b": [0.5, 0.6]}, "b"),
         ({"b": None, "a": [1.0, 1.0, 1.0]}, "a"),
     ],
@@ -98,3 +99,9 @@ def test_derived_names() -> None:
     assert SINKHORN.family == "transport"
     assert SINKHORN.summary == "Entropic optimal transport between two measures of equal mass."
     assert SINKHORN.batch_result.model_json_schema()
+
+
+def test_masses_that_overflow_are_refused_where_they_need_not_be_equal() -> None:
+    partial = ROUTINES["transport.partial"]
+    found = error(partial.request, partial.example | {"a": [1e308, 1e308, 1e308]})
+    assert (found["type"], found["ctx"]["field"]) == ("infeasible-problem", "a")
