@@ -14,7 +14,7 @@ from algorithms.errors import IllPosed
 from schemas.arrays import Request, Shelf
 from schemas.registry import ROUTINES
 from schemas.routine import Routine
-from workers.bind import Encoder, NotFinite, target
+from workers.bind import Encoder, NotFinite, call
 from workers.desk import Desk, Materials, Outcome
 from workers.failures import problem_of
 from workers.place import Place, choose
@@ -98,7 +98,7 @@ def answer(
     load_ms = watch.lap()
     pulse.limit(request.timeout_s)
     with torch.no_grad():
-        found = target(routine)(**arguments, watch=pulse)
+        found = call(routine, arguments, seed=request.seed, place=place, watch=pulse)
     compute_ms = watch.lap()
     body = encoder.answer(found)
     if pulse.reason == "deadline":

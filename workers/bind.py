@@ -6,6 +6,7 @@ dataclasses become JSON, tensors become stored arrays.
 """
 
 import dataclasses
+import inspect
 import math
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from pydantic import BaseModel
 
-from algorithms.iterate import Stop
+from algorithms.iterate import Stop, Watch
 from schemas.arrays import ArrayRef, Request
 from schemas.datasets import Selection
 from schemas.facts import Stored, stored
@@ -36,6 +37,16 @@ def target(routine: Routine) -> Callable[..., Any]:
     """Find the function that a routine is named after."""
     name = routine.name.split(".")[-1]
     return getattr(import_module(f"algorithms.{routine.name}"), name)
+
+
+def call(
+    routine: Routine, arguments: Mapping[str, Any], *, seed: int, place: Place, watch: Watch
+) -> Any:
+    """Run a routine's function; one that draws gets a `generator` that the question's seed set."""
+    function, drawn = target(routine), dict[str, Any]()
+    if "generator" in inspect.signature(function).parameters:
+        drawn["generator"] = torch.Generator(place.device).manual_seed(seed)
+    return function(**arguments, **drawn, watch=watch)
 
 
 def mirror(model: type[BaseModel]) -> type[Any]:

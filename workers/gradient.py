@@ -8,7 +8,7 @@ from algorithms.errors import IllPosed
 from schemas.registry import ROUTINES
 from schemas.routine import Routine, Vjp
 from workers.answer import Stopwatch, as_json, provenance
-from workers.bind import Binder, Encoder, target
+from workers.bind import Binder, Encoder, call
 from workers.desk import Desk, Outcome
 from workers.place import choose
 from workers.port import Claim
@@ -32,7 +32,7 @@ def vjp(desk: Desk, claim: Claim, pulse: Pulse) -> Outcome:
     leaves = [_leaf(arguments, path).requires_grad_() for path in asked.wrt]
     load_ms = watch.lap()
     pulse.limit(asked.request.timeout_s)
-    found = target(routine)(**arguments, watch=pulse)
+    found = call(routine, arguments, seed=asked.request.seed, place=place, watch=pulse)
     gradients = _pull(_seeds(routine, found, asked, binder), leaves)
     timings = (claim.queue_ms, load_ms, watch.lap(), 0.0)
     body: dict[str, Any] = {

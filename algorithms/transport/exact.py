@@ -15,21 +15,17 @@ from algorithms.geometry import CostMatrix, Geometry, PointClouds
 from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
 from algorithms.simplex import NotOptimal, network_simplex
 from algorithms.sparse import SparsePlan
+from algorithms.transport.forbidden import bounded
 from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import check_finite, costs, same_mass, weights
+from algorithms.transport.measures import PROVED, check_finite, costs, same_mass, weights
+from algorithms.transport.staircase import NO_MASS, staircase
 
 # Uniform clouds in more dimensions than this are matched by shortest augmenting paths: measured
 # with potentials 1.3 to 2.2 times faster than network simplex at d = 20, 50 (n = 1000, 2000), and
 # 4 times slower at d = 2 (n = 1000).
 LOW_DIMENSION = 10
-# Costs above this many medians are forbidden arcs: as numbers they would drown all the others.
-FORBIDDEN = 1e12
 # Reduced costs below this share of max|C| are zero: sums along a tree of potentials round so.
 TIGHT = 1e-12
-# Gap and infeasibility above this share of max|C| mean that the plan was not proved optimal.
-PROVED = {torch.float64: 1e-9, torch.float32: 1e-5}
-# Masses below this share of the total are rounding of cumulative sums.
-NO_MASS = 1e-15
 # Entries of the cost held at once where the whole matrix is not needed.
 BLOCK = 1 << 20
 
@@ -123,18 +119,17 @@ def exact(
         (assignment); Santambrogio 2015, doi:10.1007/978-3-319-20828-2, section 2.2 (line).
     """
     check_finite(geometry)
-    wide = _wide(geometry)
-    like = geometry.C if isinstance(geometry, CostMatrix) else geometry.x
-    n, m = _sizes(wide)
+    wide, like = geometry.wide(), geometry.like
+    n, m = wide.shape
     a, b = weights("a", a, n, like), weights("b", b, m, like)
     b, cautions = same_mass(a, b)
     p, q = (w.detach().double().cpu() for w in (a, b))
     if _on_line(wide):
-        if not math.isfinite(_largest(wide)):
+        if not math.isfinite(wide.bound()):
             raise IllPosed("geometry", "costs overflow float64; rescale the points")
         basis = _line(wide, p, q) if watch(0, math.inf) else _corner(wide, p, q, "interrupted")
         return _answer(geometry, wide, a, b, basis, cautions)
-    C, forbidden, more = _bounded(costs(wide))
+    C, forbidden, more = bounded(costs(wide))
     basis = _solved(wide, C, p, q, max_iter, watch)
     _refuse_forbidden(basis, forbidden)
     return _answer(geometry, CostMatrix(C), a, b, basis, cautions + more)
@@ -159,7 +154,7 @@ def _answer(
     if a.dtype != torch.float64:
         beyond, _ = _tight(wide, given.f, given.g)
     certificate = _certificate(wide, given, p, q, beyond)
-    stop = _judged(basis, certificate, PROVED[a.dtype], _largest(wide), float(p.sum()))
+    stop = _judged(basis, certificate, PROVED[a.dtype], wide.bound(), float(p.sum()))
     rows, cols = basis.rows.to(a.device), basis.cols.to(a.device)
     prices = geometry.entries(rows, cols)  # (nnz,)
     value = (prices.detach().double() @ mass.double()).to(a)
@@ -168,44 +163,8 @@ def _answer(
     return ExactPlan(plan, f, g, value, value, method, unique, certificate, stop, cautions)
 
 
-def _wide(geometry: Geometry) -> Geometry:
-    """Take the inputs out of the graph, to float64 on the CPU, where the solvers work."""
-    if isinstance(geometry, CostMatrix):
-        return CostMatrix(geometry.C.detach().double().cpu())
-    x, y = (z.detach().double().cpu() for z in (geometry.x, geometry.y))
-    return replace(geometry, x=x, y=y)
-
-
-def _sizes(geometry: Geometry) -> tuple[int, int]:
-    if isinstance(geometry, CostMatrix):
-        return geometry.C.shape[0], geometry.C.shape[1]
-    return geometry.x.shape[0], geometry.y.shape[0]
-
-
 def _on_line(geometry: Geometry) -> bool:
     return isinstance(geometry, PointClouds) and geometry.x.shape[1] == 1
-
-
-def _bounded(
-    C: Float[Tensor, "n m"],
-) -> tuple[Float[Tensor, "n m"], Bool[Tensor, "n m"] | None, tuple[Caution, ...]]:
-    """Replace forbidden costs by one that no optimal plan pays if another plan exists."""
-    size = C.abs()
-    if float((size <= size.amax() / FORBIDDEN).double().mean()) < 0.5:
-        return C, None, ()  # then the median is large enough for all
-    limit = FORBIDDEN * float(size[size > 0].median()) if bool((size > 0).any()) else math.inf
-    forbidden = C.gt(limit)
-    if not bool(forbidden.any()):
-        return C, None, ()
-    low, high = C[~forbidden].aminmax()
-    # leaving one forbidden arc moves mass along a cycle of at most min(n, m) allowed ones
-    lift = high + min(C.shape) * (high - low) + high.abs().clamp_min(1.0)
-    caution = Caution(
-        "forbidden_arcs",
-        f"{int(forbidden.sum())} costs exceed 1e12 medians ({limit:.1e}) and are never used",
-        "give such pairs a large cost in the scale of the others, or leave them so",
-    )
-    return torch.where(forbidden, torch.minimum(C, lift), C), forbidden, (caution,)
 
 
 def _refuse_forbidden(basis: Basis, forbidden: Bool[Tensor, "n m"] | None) -> None:
@@ -242,31 +201,13 @@ def _solved(
 
 def _corner(geometry: Geometry, p: Tensor, q: Tensor, status: Status, spent: int = 0) -> Basis:
     """Answer with a feasible plan, the north-west corner's, and with feasible potentials."""
-    rows, cols, mass = _staircase(p, q)
+    rows, cols, mass = staircase(p, q)
     C = geometry.matrix()
     f = C.amin(1)  # (n, m) -> (n,)
     some = mass > 0
     g = (C - f[:, None]).amin(0)  # (n, m) -> (m,)
     method = "line" if _on_line(geometry) else "simplex"
     return Basis(rows[some], cols[some], mass[some], f, g, method, status, spent)
-
-
-def _staircase(
-    p: Float[Tensor, "n"], q: Float[Tensor, "m"]
-) -> tuple[Int[Tensor, "k"], Int[Tensor, "k"], Float[Tensor, "k"]]:
-    """Walk from cell (0, 0) to (n-1, m-1), down when row mass runs out first, right otherwise.
-
-    The n + m - 1 cells carry the only plan on them; where both masses run out, a cell has none.
-    """
-    ends = torch.cat([p.cumsum(0)[:-1], q.cumsum(0)[:-1]])
-    order = ends.argsort(stable=True)
-    down = order < len(p) - 1
-    zero = torch.zeros(1, dtype=torch.int64)
-    rows, cols = torch.cat([zero, down.cumsum(0)]), torch.cat([zero, (~down).cumsum(0)])
-    total = p.sum()
-    cuts = torch.cat([total.new_zeros(1), ends[order], total[None]])
-    mass = cuts.diff()
-    return rows, cols, torch.where(mass > NO_MASS * total, mass, 0.0)
 
 
 def _line(geometry: Geometry, p: Float[Tensor, "n"], q: Float[Tensor, "m"]) -> Basis:
@@ -277,7 +218,7 @@ def _line(geometry: Geometry, p: Float[Tensor, "n"], q: Float[Tensor, "m"]) -> B
     """
     assert isinstance(geometry, PointClouds)
     by_x, by_y = geometry.x[:, 0].argsort(stable=True), geometry.y[:, 0].argsort(stable=True)
-    rows, cols, mass = _staircase(p[by_x], q[by_y])
+    rows, cols, mass = staircase(p[by_x], q[by_y])
     price = geometry.entries(by_x[rows], by_y[cols])
     rise, down = price.diff(), rows.diff() > 0
     f, g = torch.zeros_like(p), torch.zeros_like(q)
@@ -325,16 +266,12 @@ def _tight(
     geometry: Geometry, f: Float[Tensor, "n"], g: Float[Tensor, "m"]
 ) -> tuple[float, tuple[Tensor, Tensor]]:
     """Pass over `f_i + g_j - C_ij` by blocks: its largest positive value, and where it is zero."""
-    n, m = _sizes(geometry)
-    zero = -TIGHT * _largest(geometry)
+    n, m = geometry.shape
+    zero = -TIGHT * geometry.bound()
     beyond, arcs = 0.0, []
     rows = max(1, BLOCK // m)
     for i in range(0, n, rows):
-        if isinstance(geometry, CostMatrix):
-            part = geometry.C[i : i + rows]
-        else:
-            part = replace(geometry, x=geometry.x[i : i + rows]).matrix()
-        excess = f[i : i + rows, None] + g - part  # (rows, m)
+        excess = f[i : i + rows, None] + g - geometry.band(i, i + rows).matrix()  # (rows, m)
         beyond = max(beyond, float(excess.amax()))
         near, col = excess.ge(zero).nonzero(as_tuple=True)
         arcs.append((near + i, col))
@@ -358,15 +295,6 @@ def _judged(basis: Basis, seen: Certificate, share: float, scale: float, total: 
     proved = proved and max(seen.marginal_error_a, seen.marginal_error_b) <= share * total
     lost = basis.status == "converged" and not proved
     return Stop("stagnated" if lost else basis.status, basis.spent, seen.duality_gap)
-
-
-def _largest(geometry: Geometry) -> float:
-    """Bound max|C|."""
-    if isinstance(geometry, CostMatrix):
-        return float(geometry.C.abs().amax())
-    z = torch.cat([geometry.x, geometry.y])
-    across = float((z.amax(0) - z.amin(0)).square().sum())
-    return across if geometry.cost == "sqeuclidean" else math.sqrt(across)
 
 
 def _rigid(

@@ -5,18 +5,26 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
-from algorithms.geometry import CostMatrix, Geometry
+from algorithms.geometry import CostMatrix, Geometry, PointClouds
 
 # Masses that differ by less, relatively, are the same mass after rounding: float32 sums reach 1e-6.
 SAME_MASS = 1e-5
+# Gap and infeasibility above this share of max|C| mean that a plan was not proved optimal.
+PROVED = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
-    """Evaluate the cost matrix, or say which input kept it from being finite."""
+    """Evaluate the cost matrix, or say which input kept it from being finite.
+
+    Only a cost that forbids pairs by its nature is infinite there, and never everywhere.
+    """
     check_finite(geometry)
     C = geometry.matrix()
-    if not bool(C.isfinite().all()):
+    forbids = isinstance(geometry, PointClouds) and geometry.cost == "wfr"
+    if bool(C.isnan().any()) or not (forbids or bool(C.isfinite().all())):
         raise IllPosed("geometry", f"costs overflow {str(C.dtype)[6:]}; rescale the points")
+    if not bool(C.isfinite().any()):
+        raise IllPosed("geometry.delta", "every pair is forbidden: all are pi delta apart or more")
     return C
 
 
@@ -29,6 +37,10 @@ def check_finite(geometry: Geometry) -> None:
         d, e = geometry.x.shape[1], geometry.y.shape[1]
         if d != e:
             raise IllPosed("geometry.y", f"has {e} coordinates a point; expected {d}, as x has")
+        if geometry.cost == "cosine":
+            inputs_at_zero = [n for n, z in inputs.items() if bool((z == 0).all(1).any())]
+            if inputs_at_zero:
+                raise IllPosed(f"geometry.{inputs_at_zero[0]}", "has a zero row: it has no angle")
     for name, values in inputs.items():
         if not values.numel():
             raise IllPosed(f"geometry.{name}", f"is empty, of shape {tuple(values.shape)}")

@@ -8,13 +8,14 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
-from algorithms.geometry import CostMatrix, Geometry
+from algorithms.geometry import Geometry
 from algorithms.iterate import Status, Stop, Watch, unwatched
 from algorithms.simplex import NotOptimal, network_simplex
 from algorithms.sparse import SparsePlan
-from algorithms.transport.exact import NO_MASS, PROVED, _bounded, _staircase, _wide
+from algorithms.transport.forbidden import bounded
 from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import SAME_MASS, check_finite, costs, weights
+from algorithms.transport.measures import PROVED, SAME_MASS, check_finite, costs, weights
+from algorithms.transport.staircase import NO_MASS, staircase
 
 
 @dataclass(frozen=True)
@@ -115,9 +116,8 @@ def partial(
         Chapel, Alaya, Gasso 2020, arXiv:2002.08276, proposition 1 (dummy points).
     """
     check_finite(geometry)
-    wide = _wide(geometry)
-    C, forbidden, cautions = _bounded(costs(wide))
-    like = geometry.C if isinstance(geometry, CostMatrix) else geometry.x
+    wide, like = geometry.wide(), geometry.like
+    C, forbidden, cautions = bounded(costs(wide))
     a, b = weights("a", a, C.shape[0], like), weights("b", b, C.shape[1], like)
     p, q = (w.detach().double().cpu() for w in (a, b))
     mass = _movable(mass, float(p.sum()), float(q.sum()))
@@ -210,7 +210,7 @@ def _shared(
 ) -> Basis:
     """Answer with a feasible plan, in which all weights take the same share, and a bound."""
     u, v = p * (mass / p.sum()), q * (mass / q.sum())
-    rows, cols, moved = _staircase(u, v)
+    rows, cols, moved = staircase(u, v)
     some = moved > 0
     zeros = torch.zeros_like(p), torch.zeros_like(q)
     return Basis(

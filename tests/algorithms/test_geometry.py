@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from algorithms.geometry import CostMatrix, PointClouds, squared_distances
+from algorithms.geometry import CostMatrix, PointClouds, factors, squared_distances
 from tests.problems.transport import cloud, random_cost
 
 ROUNDING = 1e-13  # one product of clouds of size one in float64
@@ -90,3 +90,45 @@ def test_costs_keep_the_type_of_their_inputs():
         assert PointClouds(x, x).matrix().dtype == dtype
         assert PointClouds(x, x, "euclidean").matrix().dtype == dtype
     assert CostMatrix(random_cost(2, 3, 0).float()).matrix().dtype == torch.float32
+
+
+KINDS = [("sqeuclidean", {}), ("euclidean", {}), ("cosine", {}), ("lp", {"p": 1.0}),
+         ("lp", {"p": 3.5}), ("wfr", {"delta": 0.7})]  # fmt: skip
+kinds = pytest.mark.parametrize(("cost", "options"), KINDS)
+
+
+@kinds
+def test_bands_and_entries_agree_with_the_matrix(cost, options):
+    geometry = PointClouds(cloud(7, 3, 0), cloud(5, 3, 1), cost, **options)
+    C = geometry.matrix()
+    assert geometry.shape == C.shape == (7, 5)
+    rows, cols = torch.arange(35) // 5, torch.arange(35) % 5
+    torch.testing.assert_close(geometry.entries(rows, cols), C.ravel(), atol=ROUNDING, rtol=1e-12)
+    torch.testing.assert_close(geometry.band(2, 6).matrix(), C[2:6], atol=ROUNDING, rtol=1e-12)
+    assert float(C[C.isfinite()].abs().max()) <= geometry.bound() * (1 + ROUNDING)
+
+
+@kinds
+def test_costs_have_gradients(cost, options):
+    x, y = cloud(3, 2, 0).requires_grad_(), cloud(4, 2, 1).requires_grad_()
+
+    def total(x, y):
+        C = PointClouds(x, y, cost, **options).matrix()
+        return torch.where(C.isfinite(), C, 0.0).sum()
+
+    torch.autograd.gradcheck(total, (x, y))
+
+
+def test_the_angular_cost_is_its_formula_and_forbids_far_pairs():
+    x, y = torch.zeros(1, 1).double(), torch.tensor([[0.0], [1.0], [3.0], [3.2], [9.0]]).double()
+    C = PointClouds(x, y, "wfr", delta=1.0).matrix()[0]
+    expected = -2 * torch.cos(y[:3, 0] / 2).log()
+    torch.testing.assert_close(C[:3], expected, atol=ROUNDING, rtol=1e-12)
+    assert C[3:].isinf().all()
+
+
+def test_factors_multiply_to_squared_distances():
+    x, y = cloud(6, 3, 0) + 4, cloud(5, 3, 1)
+    A, B = factors(x, y)
+    assert A.shape == (6, 5)
+    torch.testing.assert_close(A @ B.T, slowly(x, y, "sqeuclidean"), atol=1e-12, rtol=1e-12)

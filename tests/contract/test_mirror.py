@@ -11,12 +11,13 @@ import pytest
 import torch
 from pydantic import BaseModel, ValidationError
 
+from algorithms.iterate import unwatched
 from schemas.arrays import ArrayRef, Dims, Request, Result, Shelf, markers
 from schemas.datasets import Selection
 from schemas.registry import ROUTINES
 from schemas.samples import samples
 from workers.answer import LIBRARIES
-from workers.bind import Binder, Encoder, mirror, target
+from workers.bind import Binder, Encoder, call, mirror, target
 from workers.load import LOADERS
 from workers.place import Place
 
@@ -64,6 +65,10 @@ def bound(routine: Any) -> dict[str, Any]:
         return LOADERS[type(selection)](selection, raw, path)
 
     return Binder(at_hand.staged, CPU, load).arguments(request)
+
+
+def answered(routine: Any, arguments: dict[str, Any]) -> Any:
+    return call(routine, arguments, seed=0, place=CPU, watch=unwatched)
 
 
 @every_routine
@@ -156,7 +161,7 @@ def test_docstrings_say_what_is_solved(routine: Any) -> None:
 @every_routine
 def test_example_runs_and_converges(routine: Any) -> None:
     encoder = Encoder(inline_limit=64)
-    body = encoder.answer(target(routine)(**bound(routine)))
+    body = encoder.answer(answered(routine, bound(routine)))
     assert body["status"] == "converged"
     timings = dict.fromkeys(("queue_ms", "load_ms", "compute_ms", "encode_ms"), 0.0)
     body["provenance"] = {
@@ -180,7 +185,7 @@ def test_declared_outputs_have_gradients(routine: Any) -> None:
     if not routine.outputs:
         assert routine.vjp is None
         return
-    answer = target(routine)(**arguments)
+    answer = answered(routine, arguments)
     for name in routine.outputs:
         output = getattr(answer, name)
         pulled = torch.autograd.grad(output.sum(), leaves, retain_graph=True, allow_unused=True)

@@ -1,8 +1,8 @@
-"""Time transport.sinkhorn and transport.exact beside POT: `python -m bench.transport`.
+"""Time transport.sinkhorn and transport.exact beside POT: `python -m bench.transport.entropic`.
 
 One process, one thread for all, CPU seconds (so that neighbours on the machine count little).
 Accuracy is measured by one function for everyone: the L1 error of
-both marginals of the plan that came back, in float64. Writes bench/results/transport.json.
+both marginals of the plan that came back, in float64. Writes bench/results/transport_entropic.json.
 """
 
 import json
@@ -38,7 +38,7 @@ REPEATS = {300: 5, 500: 5, 1000: 3, 2000: 3}
 # reached then says what the cap cost. Keeps the run in minutes.
 SECONDS_A_PEER = 5.0
 THREADS = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
-OUTPUT = Path(__file__).parent / "results" / "transport.json"
+OUTPUT = Path(__file__).parent.parent / "results" / "transport_entropic.json"
 Array = NDArray[np.float64]
 
 
@@ -166,5 +166,7 @@ def main() -> None:
 if __name__ == "__main__":
     if any(os.environ.get(name) != "1" for name in THREADS):
         # numpy and torch read them when they are imported: start again
-        os.execve(sys.executable, [sys.executable, "-m", "bench.transport"], os.environ | THREADS)
+        os.execve(
+            sys.executable, [sys.executable, "-m", "bench.transport.entropic"], os.environ | THREADS
+        )
     main()
