@@ -30,7 +30,7 @@ docs: .venv/.installed-test ## Write what follows from the registry: OpenAPI, a 
 	@$(BIN)/python docs/routines.py
 	@$(BIN)/python -m tests.test_readme
 
-bench: .venv/.installed-test ## Measure against named peers (OPTIONS are passed on)
+bench: .venv/.installed-bench ## Measure against named peers (OPTIONS are passed on)
 	@$(BIN)/python -m bench $(OPTIONS)
 
 clean: ## Remove the environment, caches and what the demo wrote; jobs and their data stay
@@ -45,3 +45,8 @@ clean: ## Remove the environment, caches and what the demo wrote; jobs and their
 	@echo "installing what the service and its tests need into .venv"
 	@$(INSTALL) ".[test]"
 	@touch .venv/.installed $@
+
+.venv/.installed-bench: pyproject.toml constraints.txt
+	@echo "installing the service, its tests and the peers to measure against into .venv"
+	@$(INSTALL) ".[bench]"
+	@touch .venv/.installed .venv/.installed-test $@
