@@ -289,7 +289,10 @@ class Result(Strict):
 
 
 def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRef, str]]:
-    """Walk the array fields of a question, nested models included: path, reference, axes."""
+    """Walk the array fields of a question, nested models included: path, reference, axes.
+
+    The models of a list do not share axes: those of the item `spaces.1` are named `spaces.1.n`.
+    """
     for name, dims in _axes(type(model)).items():
         value = getattr(model, name)
         if isinstance(value, ArrayRef):
@@ -297,6 +300,12 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
                 yield f"{prefix}{name}", value, dims
         elif isinstance(value, BaseModel):
             yield from arrays_in(value, f"{prefix}{name}.")
+        elif isinstance(value, list):
+            for index, item in enumerate(value):
+                if isinstance(item, BaseModel):
+                    place = f"{prefix}{name}.{index}."
+                    for path, ref, axes in arrays_in(item, place):
+                        yield path, ref, " ".join(f"{place}{axis}" for axis in axes.split())
 
 
 @cache

@@ -128,3 +128,30 @@ def test_schemas_differ_by_direction() -> None:
     answered = ArrayRef.model_json_schema(mode="serialization")
     assert "anyOf" in asked
     assert answered["required"] == ["digest", "dtype", "shape", "href"]
+
+
+class Several(Request):
+    """Clouds, each with its own number of points."""
+
+    clouds: list[PointClouds]
+
+
+def several(*clouds: dict[str, Any]) -> Several:
+    return Several.model_validate({"clouds": list(clouds)}, context={"shelf": Shelf()})
+
+
+def test_items_of_a_list_have_axes_of_their_own() -> None:
+    asked = several(POINTS, {"kind": "points", "x": [[1.0]], "y": [[2.0], [3.0]]})
+    paths = [path for path, _, _ in arrays_in(asked)]
+    assert paths == ["clouds.0.x", "clouds.0.y", "clouds.1.x", "clouds.1.y"]
+    assert asked.footprint() == 8 * sum(
+        ref.shape[0] * ref.shape[1] for _, ref, _ in arrays_in(asked)
+    )
+
+
+def test_axes_within_an_item_of_a_list_must_agree() -> None:
+    with pytest.raises(ValidationError) as refused:
+        several(POINTS, {"kind": "points", "x": [[1.0]], "y": [[2.0, 3.0]]})
+    (error,) = refused.value.errors()
+    assert error["ctx"]["field"] == "clouds.1.y"
+    assert error["ctx"]["first"] == "clouds.1.x"
