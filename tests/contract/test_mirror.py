@@ -71,6 +71,14 @@ def answered(routine: Any, arguments: dict[str, Any]) -> Any:
     return call(routine, arguments, seed=0, place=CPU, watch=unwatched)
 
 
+def provenance(routine: Any) -> dict[str, Any]:
+    timings = dict.fromkeys(("queue_ms", "load_ms", "compute_ms", "encode_ms"), 0.0)
+    return {
+        "routine": routine.name, "version": routine.version, "device": "cpu", "dtype": "float64",
+        "seed": 0, "deterministic": True, "timings": timings, "libraries": LIBRARIES,
+    }  # fmt: skip
+
+
 @every_routine
 def test_parameters_are_the_fields_of_the_request(routine: Any) -> None:
     parameters = dict(inspect.signature(target(routine)).parameters)
@@ -163,11 +171,7 @@ def test_example_runs_and_converges(routine: Any) -> None:
     encoder = Encoder(inline_limit=64)
     body = encoder.answer(answered(routine, bound(routine)))
     assert body["status"] == "converged"
-    timings = dict.fromkeys(("queue_ms", "load_ms", "compute_ms", "encode_ms"), 0.0)
-    body["provenance"] = {
-        "routine": routine.name, "version": routine.version, "device": "cpu", "dtype": "float64",
-        "seed": 0, "deterministic": True, "timings": timings, "libraries": LIBRARIES,
-    }  # fmt: skip
+    body["provenance"] = provenance(routine)
     known = {digest: item.facts for digest, item in encoder.arrays.items()}
     routine.result.model_validate(body, context={"shelf": Shelf(known=known)})
 
