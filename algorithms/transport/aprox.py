@@ -27,7 +27,7 @@ OUTSIDE = 1e-6
 
 
 def relaxed(marginal: Marginal, s: Float[Tensor, "*k"], epsilon: float) -> Float[Tensor, "*k"]:
-    r"""Return `f = argmin_h phi*(-h) + eps exp((h - s)/eps)`, the best potential for a softmin s."""
+    """Return `f = argmin_h phi*(-h) + eps exp((h - s)/eps)`, the best f for a softmin s."""
     match marginal:
         case Balanced():
             return s

@@ -1,5 +1,6 @@
-"""Derivatives of balanced entropic transport: envelope theorem, implicit function theorem."""
+"""Derivatives of entropic transport: envelope theorem, implicit function theorem."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,13 +15,26 @@ SOLVE_TOL = 1e-13
 SOLVE_STEPS_PER_POINT, SOLVE_STEPS = 4, 100
 
 
+@dataclass(frozen=True)
+class Give:
+    """How the two marginals give way when potentials move: what adds to the diagonal of H.
+
+    The optimal `P 1 = a r(f)` has the derivative `-a r'(f)` in f, times epsilon; zero for a hard
+    marginal, infinity for a potential that does not move at all.
+    """
+
+    rows: Float[Tensor, "n"]
+    columns: Float[Tensor, "m"]
+
+
 class Optimum(torch.autograd.Function):
     r"""Attach the derivatives of f, g and the plan with respect to C, a, b, epsilon held fixed.
 
-    With `P_ij = a_i b_j exp((f_i + g_j - C_ij)/eps)` and both marginals exact,
+    With `P_ij = a_i b_j exp((f_i + g_j - C_ij)/eps)`, `P 1 = a r(f)` and likewise for columns,
     `H (df, dg) = ((P * dC) 1 - eps P (db/b), (P * dC)^T 1 - eps P^T (da/a))`,
-    `H = [[diag P1, P], [P^T, diag P^T 1]]`, singular along (1, -1) only. A cotangent (wf, wg, W)
-    comes back through `H z = (wf + (W*P) 1 / eps, wg + (W*P)^T 1 / eps)`:
+    `H = [[diag(P1 + give), P], [P^T, diag(P^T 1 + give)]]`: for hard marginals nothing gives, and
+    H is singular along (1, -1) only. A cotangent (wf, wg, W) comes back through
+    `H z = (wf + (W*P) 1 / eps, wg + (W*P)^T 1 / eps)`:
     `dl/dC = P * (z_i + z_j) - W * P / eps`, `dl/da = (W*P) 1 / a - eps P z_g / a`, and so for b.
     """
 
@@ -33,12 +47,13 @@ class Optimum(torch.autograd.Function):
         potentials: tuple[Float[Tensor, "n"], Float[Tensor, "m"]],
         plan: Float[Tensor, "n m"],
         epsilon: float,
+        give: Give | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Return f, g and the plan as they were found."""
         f, g, P = potentials[0].clone(), potentials[1].clone(), plan.detach()
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(a, b, P)
-        ctx.epsilon = epsilon
+        ctx.epsilon, ctx.give = epsilon, give
         return f, g, P
 
     @staticmethod
@@ -46,7 +61,7 @@ class Optimum(torch.autograd.Function):
         """Solve with H once, whichever outputs were used."""
         wf, wg, W = cotangents
         if wf is None and wg is None and W is None:
-            return None, None, None, None, None, None
+            return (None,) * 7
         (a, b, P), epsilon = ctx.saved_tensors, ctx.epsilon
         with torch.no_grad():
             WP = torch.zeros_like(P) if W is None else W * P
@@ -55,10 +70,11 @@ class Optimum(torch.autograd.Function):
                 P,
                 rows / epsilon if wf is None else rows / epsilon + wf,
                 columns / epsilon if wg is None else columns / epsilon + wg,
+                ctx.give,
             )
             to_C = P * (zf[:, None] + zg) - WP / epsilon
             to_a, to_b = (rows - epsilon * (P @ zg)) / a, (columns - epsilon * (P.T @ zf)) / b
-        return *(Last.apply(out, P, *cotangents) for out in (to_C, to_a, to_b)), None, None, None
+        return *(Last.apply(out, P, *cotangents) for out in (to_C, to_a, to_b)), *(None,) * 4
 
 
 class Last(torch.autograd.Function):
@@ -107,16 +123,24 @@ class Envelope(torch.autograd.Function):
 
 
 def solve_coupled(
-    P: Float[Tensor, "n m"], p: Float[Tensor, "n"], q: Float[Tensor, "m"]
+    P: Float[Tensor, "n m"],
+    p: Float[Tensor, "n"],
+    q: Float[Tensor, "m"],
+    give: Give | None = None,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
-    r"""Solve `[[diag P1, P], [P^T, diag P^T 1]] (y, z) = (p, q)`, up to `y + t, z - t`.
+    r"""Solve `[[diag D, P], [P^T, diag E]] (y, z) = (p, q)`, `D = P1 + give`, `E = P^T 1 + give`.
 
-    Conjugate gradients in float64 on `(diag P1 - P diag(P^T 1)^-1 P^T) y = p - P (q / P^T 1)`.
+    Conjugate gradients in float64 on `(diag D - P diag(1/E) P^T) y = p - P (q / E)`. Without give,
+    the answer is one up to `y + t, z - t`; where it is infinite, the unknown is zero.
     """
     dtype, plan = P.dtype, P.double()
     mu, nu = plan.sum(1), plan.sum(0)  # (n, m) -> (n,), (m,)
-    # a vanished column has no equation of its own; its unknown is left at zero
+    singular = give is None or not bool(give.rows.any() or give.columns.any())
+    if give is not None:
+        mu, nu = mu + give.rows.double(), nu + give.columns.double()
+    # a vanished column has no equation of its own; its unknown is left at zero, as a fixed one is
     inverse = torch.where(nu > 0, 1 / nu, 0.0)
+    mu = torch.where(mu.isfinite(), mu, 0.0)
     p, q = p.double(), q.double()
     y, _ = conjugate_gradients(
         lambda d: mu * d - plan @ (inverse * (plan.T @ d)),
@@ -124,5 +148,6 @@ def solve_coupled(
         mu,
         tol=SOLVE_TOL,
         max_iter=SOLVE_STEPS_PER_POINT * plan.shape[0] + SOLVE_STEPS,
+        singular=singular,
     )
     return y.to(dtype), (inverse * (q - plan.T @ y)).to(dtype)
