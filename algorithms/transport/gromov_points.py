@@ -1,0 +1,250 @@
+r"""Gromov-Wasserstein between clouds with squared distances: a search over small matrices.
+
+The objective is concave along feasible directions (see `centred`), so a full step of conditional
+gradient, `P <- OT(a, b, cost(G))`, `G <- X^T P Y`, is its exact line search. It depends on P
+through G only, a matrix of the two dimensions: where the search leads between a few hundred
+centres is where it starts between all points.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from algorithms.iterate import Status, Watch, iterate, quietly
+from algorithms.simplex import Vertex, network_simplex
+from algorithms.sparse import SparsePlan
+from algorithms.transport.centred import Centred, centred
+from algorithms.transport.quadratic import Found, Pair
+from algorithms.transport.smoothed import smoothed
+from algorithms.transport.staircase import staircase
+
+# Centres a side where all starts run.
+COARSE = 200
+# Centres of the levels between them and the clouds, and how many starts go on from each.
+LEVELS = ((500, 2), (1000, 1))
+# Starts that leave the coarse level, and the relative distance of G below which two are one.
+KEPT, APART = 6, 1e-2
+# Random starts, and axes whose signs are all tried.
+RANDOM_STARTS, SIGNED_AXES = 20, 4
+# Steps between centres are cheap and go on while the value falls by more than rounding.
+COARSE_STEPS, COARSE_TOL = 50, 1e-9
+# Steps between all points.
+STEPS = 8
+# A fall below this share of the value is slow: the next step then goes twice as far.
+SLOW, OVER = 1e-2, 2.0
+# Values below this share of the scale are rounding of its constants.
+ROUNDING = 1e-12
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start and how far it went.
+
+    Attributes:
+        start: its name.
+        points: points or centres of the larger side where it was last seen.
+        value: objective that it had there, between all points only if `points` is their number.
+    """
+
+    start: str
+    points: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Trail:
+    """Where a search is on one level.
+
+    Attributes:
+        names: the starts that came here; those after the first came to the same G later.
+        G: matrix that the next step starts from.
+        plan: best plan seen on this level; None before the first step.
+        value: its objective.
+        image: its own matrix.
+        last: objective of the plan before the present one.
+        fall: what the last step gained, as a share of the value; one where that is not known.
+        plain: whether G is the matrix of a plan, or further out.
+        duals: potentials of the last linear problem on this level.
+        steps: linear problems solved, on all levels.
+        status: why the last descent ended.
+    """
+
+    names: tuple[str, ...]
+    G: Float[Tensor, "d e"]
+    plan: SparsePlan | None = None
+    value: float = math.inf
+    image: Float[Tensor, "d e"] | None = None
+    last: float = math.inf
+    fall: float = 1.0
+    plain: bool = True
+    duals: tuple[Tensor, Tensor] | None = None
+    steps: int = 0
+    status: Status = "interrupted"
+
+
+def solve_points(
+    pair: Pair,
+    *,
+    starts: int | None,
+    plan0: Float[Tensor, "n m"] | None,
+    tol: float,
+    max_iter: int | None,
+    generator: torch.Generator,
+    watch: Watch,
+) -> tuple[list[Found], list[Attempt]]:
+    """Search from many starts between centres, lift the best, and finish between all points.
+
+    Args:
+        starts: random starts besides those that are always tried; None is 20.
+        plan0: one more start, taken between all points whatever it is worth.
+        tol: a start is at rest when a plain step lowers its value by no more than this share.
+        max_iter: steps between all points for each start that comes so far; None is 8.
+        generator: draws centres and random starts.
+        watch: asked before each step.
+
+    Returns:
+        Plans between all points, best first, and what became of every start.
+    """
+    whole, quiet = centred(pair), quietly(watch)
+    largest = max(pair.shape)
+    level = whole if largest <= COARSE else whole.coarse(COARSE, generator)
+    count = RANDOM_STARTS if starts is None else starts
+    trails = _smoothed_starts(level, count, generator, quiet)
+    gone: list[Attempt] = []
+    for size, kept in ((COARSE, KEPT), *LEVELS):
+        if size >= largest:
+            break
+        if size > COARSE:
+            level = whole.coarse(size, generator)
+        trails = [_descend(level, t, COARSE_TOL, COARSE_STEPS, quiet) for t in trails]
+        trails, given_up = _best(trails, kept, size)
+        gone += given_up
+    if plan0 is not None:
+        trails.append(Trail(("given",), whole.X.T @ (plan0 / plan0.sum()) @ whole.Y))
+    budget = (COARSE_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
+    trails = [_descend(whole, t, tol, budget, watch) for t in trails]
+    trails, _ = _best(trails, len(trails), largest)
+    done = [_found(pair, whole, t) for t in trails if t.plan is not None]
+    for trail in trails:
+        gone += [Attempt(name, largest, trail.value) for name in trail.names if trail.plan]
+    return done or [_sorted(pair, whole)], gone
+
+
+def _smoothed_starts(
+    level: Centred, count: int, generator: torch.Generator, watch: Watch
+) -> list[Trail]:
+    """Make the starts `diag(sd_x) R diag(sd_y)`, R zero, signed axes or semi-orthogonal."""
+    d, e = level.X.shape[1], level.Y.shape[1]
+    r = min(d, e)
+    signed = min(r, SIGNED_AXES)
+    names, R = ["product"], [level.X.new_zeros(d, e)]
+    for signs in itertools.product((1.0, -1.0), repeat=signed):
+        rest = torch.randint(0, 2, (r - signed,), generator=generator, device=generator.device)
+        diagonal = torch.cat([level.X.new_tensor(signs), 2 * rest.to(level.X) - 1])
+        R.append(torch.zeros_like(R[0]))
+        R[-1][:r, :r] = diagonal.diag()
+        names.append("axes " + "".join("+" if s > 0 else "-" for s in signs))
+    for number in range(count):
+        drawn = torch.randn(d, e, generator=generator, device=generator.device).to(level.X)
+        u, _, v = torch.linalg.svd(drawn, full_matrices=False)
+        R.append(u @ v)
+        names.append(f"random {number}")
+    x, y = (v.sqrt() for v in level.spreads)
+    starts = [x[:, None] * one * y for one in R]
+    if level.M is not None:
+        names.append("linear")
+        starts.append(level.image(_plan(network_simplex(level.a, level.b, level.M))))
+    G = smoothed(level, torch.stack(starts), watch)
+    return [Trail((name,), g) for name, g in zip(names, G, strict=True)]
+
+
+def _descend(level: Centred, trail: Trail, tol: float, steps: int, watch: Watch) -> Trail:
+    """Step until a plain step no longer lowers the value; the best plan seen stays."""
+    floor = ROUNDING * level.scale
+
+    def step(now: Trail) -> Trail:
+        vertex = network_simplex(level.a, level.b, level.cost(now.G), warm=now.duals)
+        plan = _plan(vertex)
+        image = level.image(plan)
+        value = level.value(plan, image)
+        fall = (now.last - value) / max(abs(value), floor) if math.isfinite(now.last) else 1.0
+        best = (plan, value, image) if value < now.value else (now.plan, now.value, now.image)
+        ahead, plain, last = image, True, value
+        if not now.plain and fall <= tol:
+            assert best[2] is not None
+            ahead, last, fall = best[2], best[1], 1.0  # too far: back, and on in plain steps
+        elif now.plain and fall <= tol:
+            pass
+        elif fall < SLOW:
+            ahead, plain = now.G + OVER * (image - now.G), False
+        return Trail(
+            trail.names, ahead, *best, last, fall, plain, (vertex.f, vertex.g), now.steps + 1
+        )
+
+    start = Trail(trail.names, trail.G if trail.image is None else trail.image, steps=trail.steps)
+    end, stop = iterate(step, lambda t: t.fall, start, tol=tol, max_iter=steps, watch=watch)
+    return replace(end, status=stop.status)
+
+
+def _plan(vertex: Vertex) -> SparsePlan:
+    return SparsePlan(vertex.rows, vertex.cols, vertex.mass)
+
+
+def _best(trails: list[Trail], kept: int, points: int) -> tuple[list[Trail], list[Attempt]]:
+    """Keep the best that differ, let the others that are the same join them, give up the rest."""
+    best: list[Trail] = []
+    gone: list[Attempt] = []
+    for trail in sorted(trails, key=lambda t: t.value):
+        same = next((k for k, other in enumerate(best) if _same(trail, other)), None)
+        if same is not None:
+            best[same] = replace(best[same], names=best[same].names + trail.names)
+        elif len(best) < kept:
+            best.append(trail)
+        elif math.isfinite(trail.value):
+            gone += [Attempt(name, points, trail.value) for name in trail.names]
+    return best, gone
+
+
+def _same(one: Trail, other: Trail) -> bool:
+    if one.image is None or other.image is None:
+        return False
+    return float((one.image - other.image).norm()) <= APART * float(other.image.norm())
+
+
+def _found(pair: Pair, level: Centred, trail: Trail) -> Found:
+    """Give the plan its true mass and its value by the common rule, potentials their constants."""
+    assert trail.plan is not None
+    plan = replace(trail.plan, mass=trail.plan.mass * pair.a.sum())
+    f, g = None, None
+    if trail.status == "converged" and trail.duals is not None:
+        f, g = _completed(pair, level, plan, trail)
+    value = float(pair.objective(plan))
+    return Found(plan, value, trail.names[0], trail.steps, trail.status, f, g)
+
+
+def _completed(
+    pair: Pair, level: Centred, plan: SparsePlan, trail: Trail
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
+    """Turn potentials of the reduced cost into those of the objective's gradient.
+
+    Both costs differ by `r_i + c_j`, which one row and one column tell.
+    """
+    assert trail.duals is not None
+    mass = float(pair.a.sum())
+    f, g = trail.duals
+    return f * mass, g * mass
+
+
+def _sorted(pair: Pair, level: Centred) -> Found:
+    """Couple the points by their distance from the mean: what can be had without a search."""
+    s, t = level.norms
+    by_s, by_t = s.argsort(), t.argsort()
+    rows, cols, mass = staircase(level.a[by_s], level.b[by_t])
+    some = mass > 0
+    mass = mass[some] * pair.a.sum()
+    plan = SparsePlan(by_s[rows[some]], by_t[cols[some]], mass)
+    return Found(plan, float(pair.objective(plan)), "sorted", 0, "interrupted")
