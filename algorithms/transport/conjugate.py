@@ -25,8 +25,9 @@ def conjugate_gradients(
     r"""Solve `A y = right` with `A = diag(mu) - P diag(1/nu) P^T`, singular along 1 only.
 
     Conjugate gradients preconditioned by `diagonal` = mu; `right` is first moved into the range of
-    A, unless A is not singular. Unknowns whose `diagonal` is zero stay zero. The condition number is 1 / (1 - theta), theta the rate of Sinkhorn's iteration. The
-    residual is relative, in the norm of the preconditioner.
+    A, unless A is not singular. Unknowns whose `diagonal` is zero stay zero. The condition number
+    is 1 / (1 - theta), theta the rate of Sinkhorn's iteration. The residual is relative, in the
+    norm of the preconditioner.
 
     References: Hestenes, Stiefel 1952, doi:10.6028/jres.049.044; Kaasschieter 1988,
     doi:10.1016/0377-0427(88)90358-5 (singular systems).
