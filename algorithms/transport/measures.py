@@ -1,5 +1,7 @@
 """What every transport routine asks: that weights are measures and costs are numbers."""
 
+import math
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -21,9 +23,10 @@ def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
     check_finite(geometry)
     C = geometry.matrix()
     forbids = isinstance(geometry, PointClouds) and geometry.cost == "wfr"
-    if bool(C.isnan().any()) or not (forbids or bool(C.isfinite().all())):
+    low, high = (float(z) for z in C.detach().aminmax())  # one pass; NaN where there is one
+    if math.isnan(low) or not (forbids or (math.isfinite(low) and math.isfinite(high))):
         raise IllPosed("geometry", f"costs overflow {str(C.dtype)[6:]}; rescale the points")
-    if not bool(C.isfinite().any()):
+    if not math.isfinite(low):
         raise IllPosed("geometry.delta", "every pair is forbidden: all are pi delta apart or more")
     return C
 
@@ -44,7 +47,7 @@ def check_finite(geometry: Geometry) -> None:
     for name, values in inputs.items():
         if not values.numel():
             raise IllPosed(f"geometry.{name}", f"is empty, of shape {tuple(values.shape)}")
-        if not bool(values.isfinite().all()):
+        if not all(math.isfinite(float(end)) for end in values.detach().aminmax()):
             raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
 
 

@@ -8,12 +8,20 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+from algorithms.transport import compiled
 from algorithms.transport.conjugate import conjugate_gradients
 
 # Sweeps between two looks at the error; the first ten are watched one by one: a start moves far.
 CHECK_EVERY = 10
 # Scalings beyond this are absorbed into the potentials, before entries that were clamped matter.
+# By the type of the kernel, and whether the scalings are as wide.
 REACH = {torch.float64: 1e40, torch.float32: 1e4}
+REACH_WIDE = {torch.float64: 1e40, torch.float32: 1e8}
+# A kernel stored in float32 moves the marginals by less: its rounding errors, 6e-8 of an entry at
+# most, average out in a sum. To this error compiled loops read half the bytes, for the same answer.
+SINGLE = 1e-7
+# Weights whose smallest product is less do not leave float32 enough room for their plan.
+SINGLE_ROOM = 1e-20
 # exp of less than this is (nearly) subnormal, slow to compute and slow to multiply.
 LOWEST = {torch.float64: -690.0, torch.float32: -80.0}
 # Sums below this share of their weight come from clamped entries alone.
@@ -108,30 +116,41 @@ def solve(p: Problem, *, tol: float, max_iter: int, watch: Watch = unwatched) ->
     """
     state = start(p, tol, max_iter, watch)
     while True:
-        state, stop = _approach(p, state, tol, max_iter, watch)
-        lost, careful = stop.status == "diverged", state.careful
+        single, careful = state.K.dtype != p.C.dtype, state.careful
+        target = max(tol, SINGLE) if single else tol
+        state, stop = _approach(p, state, target, max_iter, watch)
         state = _finished(p, state)
         error = float(marginal_error(p, state))
         # rounded potentials of a float32 answer may belie the loop: more sweeps would not help
         belied = stop.status == "converged" and p.C.dtype == torch.float64
-        if error <= tol or careful or not (lost or belied):
+        if error <= tol or careful or stop.status == "interrupted" or state.sweeps >= max_iter:
             break
-        state = replace(state, careful=True, relaxation=1.0 if lost else state.relaxation)
+        if not (single or belied or stop.status == "diverged"):
+            break
+        plain = not single and stop.status == "diverged"
+        state = replace(
+            state, careful=not single, relaxation=1.0 if plain else state.relaxation, errors=()
+        )
     status = stop.status if stop.status != "converged" else "stagnated"
     stop = Stop("converged" if error <= tol else status, state.sweeps, error)
-    return Solved(state.f, state.g, state.K, _sums(state.K, 1), _sums(state.K, 0), stop)
+    rows, columns = state.s, state.t
+    if rows.dtype != torch.float64:
+        rows, columns = _sums(state.K, 1), _sums(state.K, 0)
+    return Solved(state.f, state.g, state.K, rows, columns, stop)
 
 
 def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Scaled:
     """Anneal: some sweeps at each of `eps 4^k, ..., eps 4`, then the kernel of eps itself.
 
-    At the first level `g = s_g(0)`, so that the columns of the kernel are exact.
+    At the first level g and f are the c-transforms of zero and of g: every row and every column of
+    the kernel has an entry `a_i b_j`, and no exponent is positive.
     """
-    reach = max(float(p.C.amax() - p.C.amin()) / p.epsilon / RANGE, 1.0)
+    low, high = p.C.aminmax()
+    reach = max(float(high - low) / p.epsilon / RANGE, 1.0)
     levels = math.ceil(math.log(reach, COOLING))
     hot = replace(p, epsilon=p.epsilon * COOLING**levels)
-    zero = torch.zeros_like(p.a)
-    state = seen(hot, zero, half_step(p.C.T, zero, p.a, hot.epsilon), torch.empty_like(p.C))
+    g = p.C.amin(0)
+    state = seen(hot, (p.C - g).amin(1).double(), g.double(), _room(p))
     for level in range(levels - 1, -1, -1):
         level_end = min(state.sweeps + COOLING_SWEEPS, max_iter)
         warm, _ = _climb(hot, state, tol, level_end, quietly(watch))
@@ -140,6 +159,12 @@ def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Sc
             seen(hot, *_absorbing(warm, hot.epsilon * COOLING), warm.K), sweeps=warm.sweeps
         )
     return state
+
+
+def _room(p: Problem) -> Float[Tensor, "n m"]:
+    """Allocate the kernel, in float32 where compiled loops multiply it by float64."""
+    thin = compiled.runs_on(p.C) and float(p.a.amin() * p.b.amin()) > SINGLE_ROOM
+    return torch.empty_like(p.C, dtype=torch.float32 if thin else p.C.dtype)
 
 
 def seen(
@@ -174,6 +199,9 @@ def scaled(
 ) -> Scaled:
     """Build the kernel of f, g in `out` by row blocks, exponents in float64, with u = v = 1."""
     left, right = f / p.epsilon + p.a.log(), g / p.epsilon + p.b.log()
+    if compiled.runs_on(p.C):
+        s, t = compiled.filled(p.C, left, right, 1 / p.epsilon, LOWEST[out.dtype], out)
+        return Scaled(f, g, out, torch.ones_like(s), torch.ones_like(t), s, t)
     rows = max(1, BLOCK.get(p.C.device.type, BLOCK_ELSEWHERE) // p.C.shape[1])
     for i in range(0, p.C.shape[0], rows):
         z = left[i : i + rows, None] + right  # (rows, m)
@@ -185,21 +213,43 @@ def scaled(
 
 
 def sweep(p: Problem, state: Scaled) -> Scaled:
-    """Scale rows, then columns: `u <- u (a / (u K v))^w`, `v <- v (b / (v K^T u))^w`."""
-    w, a, b = state.relaxation, p.a.to(state.K.dtype), p.b.to(state.K.dtype)
-    u = a / state.s if w == 1 else state.u * (a / (state.u * state.s)) ** w
-    t = state.K.T @ u  # (n, m), (n,) -> (m,)
-    v = b / t if w == 1 else state.v * (b / (state.v * t)) ** w
-    sweeps = state.sweeps + 1
-    state = replace(state, u=u, v=v, s=state.K @ v, t=t, sweeps=sweeps)
-    if (
-        state.careful
-        or u.dtype == torch.float32
-        or sweeps < CHECK_EVERY
-        or sweeps % CHECK_EVERY == 0
-    ):
-        state = _absorbed(p, state)
-    return state if sweeps % CHECK_EVERY else _relaxed(p, state)
+    """Scale columns, then rows: `v <- v (b / (v K^T u))^w`, `u <- u (a / (u K v))^w`."""
+    w, a, b = state.relaxation, p.a.to(state.u), p.b.to(state.v)
+    v = b / state.t if w == 1 else state.v * (b / (state.v * state.t)) ** w
+    s = _times(state.K, v)
+    u = a / s if w == 1 else state.u * (a / (state.u * s)) ** w
+    return replace(state, u=u, v=v, s=s, t=_across(state.K, u), sweeps=state.sweeps + 1)
+
+
+def sweeps(p: Problem, state: Scaled, count: int, tol: float) -> Scaled:
+    """Sweep `count` times, or until the error is below `tol` or a scaling far where that is seen.
+
+    It is seen after every sweep by compiled loops; by tensors when it costs little: after the
+    first ten, in float32, and where care was asked for.
+    """
+    if compiled.runs_on(state.K):
+        rows, columns = torch.stack([p.a, state.u, state.s]), torch.stack([p.b, state.v, state.t])
+        reach = REACH_WIDE[state.K.dtype]
+        done = compiled.scale_kernel(
+            state.K.numpy(), rows.numpy(), columns.numpy(), state.relaxation, count, tol, reach
+        )
+        (_, u, s), (_, v, t) = rows, columns
+        return replace(state, u=u, v=v, s=s, t=t, sweeps=state.sweeps + done)
+    wary = state.careful or state.u.dtype == torch.float32 or state.sweeps < CHECK_EVERY
+    for _ in range(1 if wary else count):
+        state = sweep(p, state)
+    return state
+
+
+def marching(p: Problem, state: Scaled, end: int, tol: float) -> Scaled:
+    """Sweep to the next check, absorbing scalings that went far; there choose the relaxation."""
+    end = min(end, state.sweeps - state.sweeps % CHECK_EVERY + CHECK_EVERY)
+    while state.sweeps < end:
+        before = state.sweeps
+        state = _absorbed(p, sweeps(p, state, end - before, tol))
+        if state.sweeps == before:
+            return state
+    return state if state.sweeps % CHECK_EVERY else _relaxed(p, state)
 
 
 def marginal_error(p: Problem, state: Scaled) -> Tensor:
@@ -211,7 +261,8 @@ def marginal_error(p: Problem, state: Scaled) -> Tensor:
 def _absorbed(p: Problem, state: Scaled) -> Scaled:
     """Move scalings that went far into the potentials and rebuild the kernel."""
     far = torch.stack([state.u.log().abs().amax(), state.v.log().abs().amax()]).amax()
-    if float(far) <= math.log(REACH[state.K.dtype]):
+    wide = state.u.dtype == torch.float64
+    if float(far) <= math.log((REACH_WIDE if wide else REACH)[state.K.dtype]):
         return state
     fresh = scaled(p, *_absorbing(state, p.epsilon), state.K)
     return replace(
@@ -280,10 +331,10 @@ def _newton(p: Problem, state: Scaled, left: int, watch: Watch) -> Scaled:
 
     tau is halved until the dual `<a, f> + <b, g>` grows by a share of its slope (Armijo).
     """
-    mu, v = state.u * state.s, state.v
+    mu, v, K = state.u * state.s, state.v, state.K
     a, b = p.a.to(mu), p.b.to(mu)
     y, stop = conjugate_gradients(
-        lambda d: mu * d - state.u * (state.K @ (v * v / b * (state.K.T @ (state.u * d)))),
+        lambda d: mu * d - state.u * _times(K, v * v / b * _across(K, state.u * d)),
         a - mu,
         mu,
         tol=NEWTON_SHARE * math.sqrt(min(1.0, float(marginal_error(p, state)))),
@@ -303,9 +354,9 @@ def _newton(p: Problem, state: Scaled, left: int, watch: Watch) -> Scaled:
 
 
 def _columns_exact(p: Problem, state: Scaled, u: Float[Tensor, "n"]) -> Scaled:
-    t = state.K.T @ u  # (n, m), (n,) -> (m,)
+    t = _across(state.K, u)
     v = p.b.to(t) / t
-    return replace(state, u=u, v=v, s=state.K @ v, t=t)
+    return replace(state, u=u, v=v, s=_times(state.K, v), t=t)
 
 
 def _approach(
@@ -328,15 +379,15 @@ def _approach(
 def _climb(
     p: Problem, state: Scaled, tol: float, max_iter: int, watch: Watch
 ) -> tuple[Scaled, Stop]:
+    checks = _onward(state, watch)
     return iterate(
-        lambda state: sweep(p, state),
+        lambda state: marching(p, state, max_iter, tol),
         lambda state: marginal_error(p, state),
         state,
         tol=tol,
-        max_iter=max(0, max_iter - state.sweeps),
-        check_every=CHECK_EVERY,
+        max_iter=math.ceil(max(0, max_iter - state.sweeps) / CHECK_EVERY),
         patience=PATIENCE,
-        watch=_onward(state, watch),
+        watch=lambda check, error: checks(check * CHECK_EVERY, error),
     )
 
 
@@ -356,7 +407,27 @@ def _finished(p: Problem, state: Scaled) -> Scaled:
     g = state.g + p.epsilon * (p.b.log() - state.t.double().log())
     centre = p.a @ f
     f, g = (h.to(p.C.dtype).double() for h in (f - centre, g + centre))
-    return replace(scaled(p, f, g, state.K), relaxation=state.relaxation, sweeps=state.sweeps)
+    if state.K.dtype == p.C.dtype:
+        done = scaled(p, f, g, state.K)
+    else:  # sums of the rounded kernel were not those of this one: its columns are made exact
+        done = scaled(p, f, g, torch.empty_like(p.C))
+        v = p.b / done.t
+        s, t = compiled.columns_scaled(done.K.numpy(), v.numpy())
+        g = g + p.epsilon * v.log()
+        done = replace(done, g=g, s=torch.from_numpy(s), t=torch.from_numpy(t))
+    return replace(done, relaxation=state.relaxation, sweeps=state.sweeps)
+
+
+def _times(K: Float[Tensor, "n m"], v: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+    if K.dtype == v.dtype:
+        return K @ v
+    return torch.from_numpy(compiled.multiply(K.numpy(), v.numpy()))
+
+
+def _across(K: Float[Tensor, "n m"], u: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+    if K.dtype == u.dtype:
+        return K.T @ u
+    return torch.from_numpy(compiled.multiply_transposed(K.numpy(), u.numpy()))
 
 
 def _sums(K: Float[Tensor, "n m"], axis: int) -> Float[Tensor, "k"]:
