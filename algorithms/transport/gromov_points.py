@@ -19,7 +19,7 @@ from algorithms.simplex import Vertex, network_simplex
 from algorithms.sparse import SparsePlan
 from algorithms.transport.centred import Centred, centred
 from algorithms.transport.quadratic import Found, Pair
-from algorithms.transport.smoothed import smoothed
+from algorithms.transport.smoothed import STRENGTHS, smoothed
 from algorithms.transport.staircase import staircase
 
 # Centres a side where all starts run.
@@ -31,7 +31,7 @@ KEPT, APART = 6, 1e-2
 # Random starts, and axes whose signs are all tried.
 RANDOM_STARTS, SIGNED_AXES = 20, 4
 # Steps between centres are cheap and go on while the value falls by more than rounding.
-COARSE_STEPS, COARSE_TOL = 50, 1e-9
+COARSE_STEPS, COARSE_TOL = 15, 1e-6
 # Steps between all points.
 STEPS = 8
 # A fall below this share of the value is slow: the next step then goes twice as far.
@@ -158,8 +158,11 @@ def _smoothed_starts(
     if level.M is not None:
         names.append("linear")
         starts.append(level.image(_plan(network_simplex(level.a, level.b, level.M))))
-    G = smoothed(level, torch.stack(starts), watch)
-    return [Trail((name,), g) for name, g in zip(names, G, strict=True)]
+    trails = [Trail((name,), G) for name, G in zip(names, starts, strict=True)]
+    for strength in STRENGTHS:
+        moved = [replace(t, G=smoothed(level, t.G, strength, watch)) for t in trails]
+        trails, _ = _best(moved, len(moved), COARSE)
+    return trails
 
 
 def _descend(level: Centred, trail: Trail, tol: float, steps: int, watch: Watch) -> Trail:
@@ -185,9 +188,9 @@ def _descend(level: Centred, trail: Trail, tol: float, steps: int, watch: Watch)
             trail.names, ahead, *best, last, fall, plain, (vertex.f, vertex.g), now.steps + 1
         )
 
-    start = Trail(trail.names, trail.G if trail.image is None else trail.image, steps=trail.steps)
+    start = Trail(trail.names, trail.G, steps=trail.steps)
     end, stop = iterate(step, lambda t: t.fall, start, tol=tol, max_iter=steps, watch=watch)
-    return replace(end, status=stop.status)
+    return replace(end, status=stop.status, G=end.G if end.image is None else end.image)
 
 
 def _plan(vertex: Vertex) -> SparsePlan:
@@ -210,9 +213,7 @@ def _best(trails: list[Trail], kept: int, points: int) -> tuple[list[Trail], lis
 
 
 def _same(one: Trail, other: Trail) -> bool:
-    if one.image is None or other.image is None:
-        return False
-    return float((one.image - other.image).norm()) <= APART * float(other.image.norm())
+    return float((one.G - other.G).norm()) <= APART * float(other.G.norm())
 
 
 def _found(pair: Pair, level: Centred, trail: Trail) -> Found:

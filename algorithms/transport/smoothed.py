@@ -13,61 +13,58 @@ STRENGTHS = (0.05, 0.02)
 STEPS, SWEEPS = 25, 10
 # A start is at rest when a step changes G by less than this share of it.
 AT_REST = 1e-3
-# Entries of the batch of kernels that are held at once.
-HELD = 1 << 21
+# Column sums below this share of their weights: float32 scalings would leave their range.
+LOST = 1e-20
 
 
 def smoothed(
-    level: Centred, starts: Float[Tensor, "S d e"], watch: Watch
-) -> Float[Tensor, "S d e"]:
-    """Move each start to rest under `G <- X^T Sinkhorn(cost(G), epsilon) Y`, all of them at once.
+    level: Centred, G: Float[Tensor, "d e"], strength: float, watch: Watch
+) -> Float[Tensor, "d e"]:
+    """Repeat `G <- X^T Sinkhorn(cost(G), epsilon) Y` until it is at rest.
 
-    Float32: these are starts, and their plans are never returned.
+    Float32, and few sweeps a step, warm from the last: this is a start, and its plans are never
+    returned. One start at a time, since its kernel then stays in the cache of a processor.
     """
-    n, m = len(level.a), len(level.b)
-    batch = max(1, HELD // (n * m))
-    return torch.cat([_batch(level, some, watch) for some in starts.split(batch)])
-
-
-def _batch(level: Centred, starts: Float[Tensor, "S d e"], watch: Watch) -> Float[Tensor, "S d e"]:
-    single = torch.float32
-    size = level.scale
-    X, Y, a, b = (z.to(single) for z in (level.X, level.Y, level.a, level.b))
-    G = starts.clone()
-    g = torch.zeros(len(G), len(b), dtype=single, device=b.device)
-    for strength in STRENGTHS:
-        moving = torch.arange(len(G), device=G.device)
-        for _ in range(STEPS):
-            if not len(moving) or not watch(-1, 0.0):
-                break
-            C = level.cost(G[moving]).div_(strength * size).to(single)  # (S, n, m)
-            new, g[moving] = _step(C, X, Y, a, b, g[moving] / strength)
-            g[moving] *= strength
-            new = new.to(G)
-            change = (new - G[moving]).flatten(1).norm(dim=1)
-            G[moving] = new
-            moving = moving[change > AT_REST * new.flatten(1).norm(dim=1)]
+    unit = strength * level.scale
+    X, Y, a, b = (z.float() for z in (level.X, level.Y, level.a, level.b))
+    # without spread there is nothing to search
+    g = torch.zeros_like(b)
+    for _ in range(STEPS if unit > 0 else 0):
+        if not watch(-1, 0.0):
+            break
+        moved, g = _step(level.cost(G).div_(unit).float(), X, Y, a, b, g)
+        moved = moved.to(G)
+        change = float((moved - G).norm())
+        G = moved
+        if change <= AT_REST * float(G.norm()):
+            break
     return G
 
 
 def _step(
-    C: Float[Tensor, "S n m"],
+    C: Float[Tensor, "n m"],
     X: Float[Tensor, "n d"],
     Y: Float[Tensor, "m e"],
     a: Float[Tensor, "n"],
     b: Float[Tensor, "m"],
-    g: Float[Tensor, "S m"],
-) -> tuple[Float[Tensor, "S d e"], Float[Tensor, "S m"]]:
+    g: Float[Tensor, "m"],
+) -> tuple[Float[Tensor, "d e"], Float[Tensor, "m"]]:
     """Sweep from the potentials g (epsilon is one); return G of the plan and the new potentials.
 
-    One sweep in the log domain bounds all scalings, the others scale the kernel.
+    A half sweep in the log domain, a whole one where the columns need it, then the kernel's.
     """
-    f = -(b.log() + g)[:, None].sub(C).logsumexp(2)  # (S, n, m) -> (S, n)
-    g = -(a.log() + f)[:, :, None].sub(C).logsumexp(1)
-    K = C.neg_().add_(f[:, :, None] + a.log()[:, None]).add_((g + b.log())[:, None]).exp_()
-    u = torch.ones_like(f)[:, :, None]
+    L = C.neg_().add_(a.log()[:, None]).add_(g + b.log())
+    L.add_((a.log() - L.logsumexp(1))[:, None])
+    K = L.exp()
+    t = K.sum(0)
+    if float((t / b).amin()) < LOST:
+        back = b.log() - L.logsumexp(0)
+        g = g + back
+        K = L.add_(back).exp_()
+        t = K.sum(0)
+    u, v = torch.ones_like(a), b / t
     for _ in range(SWEEPS):
-        v = b[:, None] / (K.transpose(1, 2) @ u)  # (S, m, 1)
-        u = a[:, None] / (K @ v)
-    moved = (u * X).transpose(1, 2) @ K @ (v * Y)  # (S, d, m), (m, e) -> (S, d, e)
-    return moved, g + v[:, :, 0].log()
+        u = a / (K @ v)
+        v = b / (K.T @ u)
+    moved = (u[:, None] * X).T @ (K @ (v[:, None] * Y))  # (n, d), (n, e) -> (d, e)
+    return moved, g + v.log()
