@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.spaces import Cloud
@@ -32,7 +32,8 @@ class Centred:
         a: masses of the source.
         b: masses of the target.
         M: linear cost; None counts as zero.
-        alpha: weight of the quadratic part.
+        bent: weight of GW(P).
+        straight: weight of <M, P>.
     """
 
     X: Float[Tensor, "n d"]
@@ -40,7 +41,8 @@ class Centred:
     a: Float[Tensor, "n"]
     b: Float[Tensor, "m"]
     M: Float[Tensor, "n m"] | None
-    alpha: float
+    bent: float
+    straight: float
 
     @cached_property
     def norms(self) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
@@ -67,19 +69,19 @@ class Centred:
         """Return the size of the objective's gradient: squared mean costs, mean linear costs."""
         s = 2 * max(float(v.sum()) for v in self.spreads)
         linear = 0.0 if self.M is None else float(self.a @ self.M.abs() @ self.b)
-        return self.alpha * s * s + (1 - self.alpha) * linear
+        return self.bent * s * s + self.straight * linear
 
-    def cost(self, G: Float[Tensor, "*batch d e"]) -> Float[Tensor, "*batch n m"]:
+    def cost(self, G: Float[Tensor, "d e"]) -> Float[Tensor, "n m"]:
         """Compute the gradient of the objective at a plan of matrix G, but for constants.
 
-        `alpha (-4 s t^T - 16 X G Y^T) + (1 - alpha) M`.
+        `bent (-4 s t^T - 16 X G Y^T) + straight M`.
         """
         s, t = self.norms
         left = self.X @ G  # (n, d), (d, e) -> (n, e)
-        left = torch.cat([4 * s[:, None].expand(*left.shape[:-1], 1), 16 * left], -1)
+        left = torch.cat([4 * s[:, None], 16 * left], 1)
         right = torch.cat([t[:, None], self.Y], 1)
-        C = left @ (-self.alpha * right.T)
-        return C if self.M is None else C.add_(self.M, alpha=1 - self.alpha)
+        C = left @ (-self.bent * right.T)
+        return C if self.M is None else C.add_(self.M, alpha=self.straight)
 
     def image(self, P: SparsePlan) -> Float[Tensor, "d e"]:
         """Compute `G = X^T P Y`."""
@@ -89,10 +91,20 @@ class Centred:
         """Compute the objective of a plan of this G with exact marginals."""
         s, t = self.norms
         across = P.mass @ (s[P.rows] * t[P.cols])
-        value = self.alpha * (self.constant - 4 * float(across) - 8 * float(G.square().sum()))
+        value = self.bent * (self.constant - 4 * float(across) - 8 * float(G.square().sum()))
         if self.M is not None:
-            value += (1 - self.alpha) * float(P.mass @ self.M[P.rows, P.cols])
+            value += self.straight * float(P.mass @ self.M[P.rows, P.cols])
         return value
+
+    def offsets(self, P: SparsePlan) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
+        """Compute r, c of `gradient_ij = cost(image(P))_ij + r_i + c_j`, P of mass one."""
+        s, t = self.norms
+        m1, m2 = self.a @ s, self.b @ t
+        with_t = (P.mass * t[P.cols]) @ self.X[P.rows]  # (nnz,), (nnz, d) -> (d,)
+        with_s = (P.mass * s[P.rows]) @ self.Y[P.cols]
+        r = 2 * Cloud(self.X).squared(self.a) - 4 * m2 * s + 8 * self.X @ with_t
+        c = 2 * Cloud(self.Y).squared(self.b) - 4 * m1 * t + 8 * self.Y @ with_s
+        return self.bent * r, self.bent * (c - 4 * P.mass @ (s[P.rows] * t[P.cols]))
 
     def coarse(self, points: int, generator: torch.Generator) -> "Centred":
         """Replace each cloud by the weighted centres of at most so many cells."""
@@ -102,15 +114,20 @@ class Centred:
         M = None
         if self.M is not None:
             M = gathered(gathered(self.M, self.a, x)[0].T, self.b, y)[0].T
-        return Centred(X, Y, a, b, M, self.alpha)
+        return Centred(X, Y, a, b, M, self.bent, self.straight)
 
 
 def centred(pair: Pair) -> Centred:
-    """Centre two clouds, turn them to their principal axes, drop axes that carry nothing."""
+    """Centre two clouds, turn them to their principal axes, drop axes that carry nothing.
+
+    The objective of a plan is its mass times that of the plan of mass one.
+    """
     assert isinstance(pair.X, Cloud)
     assert isinstance(pair.Y, Cloud)
-    a, b = pair.a / pair.a.sum(), pair.b / pair.b.sum()
-    return Centred(_principal(pair.X.x, a), _principal(pair.Y.x, b), a, b, pair.M, pair.alpha)
+    mass = pair.a.sum()
+    a, b = pair.a / mass, pair.b / pair.b.sum()
+    X, Y = _principal(pair.X.x, a), _principal(pair.Y.x, b)
+    return Centred(X, Y, a, b, pair.M, pair.alpha * float(mass), 1 - pair.alpha)
 
 
 def _principal(x: Float[Tensor, "n d"], w: Float[Tensor, "n"]) -> Float[Tensor, "n r"]:

@@ -28,12 +28,14 @@ COARSE = 200
 LEVELS = ((500, 2), (1000, 1))
 # Starts that leave the coarse level, and the relative distance of G below which two are one.
 KEPT, APART = 6, 1e-2
+# Starts whose value is more than this many times the best are not worth lifting.
+HOPELESS = 2.0
 # Random starts, and axes whose signs are all tried.
 RANDOM_STARTS, SIGNED_AXES = 20, 4
-# Steps between centres are cheap and go on while the value falls by more than rounding.
-COARSE_STEPS, COARSE_TOL = 15, 1e-6
-# Steps between all points.
-STEPS = 8
+# Steps between centres, and the fall of the value at which they end.
+COARSE_STEPS, COARSE_TOL = 12, 1e-4
+# Steps between all points, where they are many and where there are no levels.
+STEPS, SMALL_STEPS = 8, 50
 # A fall below this share of the value is slow: the next step then goes twice as far.
 SLOW, OVER = 1e-2, 2.0
 # Values below this share of the scale are rounding of its constants.
@@ -125,13 +127,14 @@ def solve_points(
         gone += given_up
     if plan0 is not None:
         trails.append(Trail(("given",), whole.X.T @ (plan0 / plan0.sum()) @ whole.Y))
-    budget = (COARSE_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
+    budget = (SMALL_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
     trails = [_descend(whole, t, tol, budget, watch) for t in trails]
-    trails, _ = _best(trails, len(trails), largest)
-    done = [_found(pair, whole, t) for t in trails if t.plan is not None]
+    trails, given_up = _best(trails, len(trails), largest)
     for trail in trails:
         gone += [Attempt(name, largest, trail.value) for name in trail.names if trail.plan]
-    return done or [_sorted(pair, whole)], gone
+    mass = float(pair.a.sum())
+    gone = [replace(one, value=one.value * mass) for one in gone + given_up]
+    return [_found(pair, whole, t) for t in trails if t.plan] or [_sorted(pair, whole)], gone
 
 
 def _smoothed_starts(
@@ -205,7 +208,7 @@ def _best(trails: list[Trail], kept: int, points: int) -> tuple[list[Trail], lis
         same = next((k for k, other in enumerate(best) if _same(trail, other)), None)
         if same is not None:
             best[same] = replace(best[same], names=best[same].names + trail.names)
-        elif len(best) < kept:
+        elif len(best) < kept and not (best and _hopeless(trail.value, best[0].value)):
             best.append(trail)
         elif math.isfinite(trail.value):
             gone += [Attempt(name, points, trail.value) for name in trail.names]
@@ -216,28 +219,20 @@ def _same(one: Trail, other: Trail) -> bool:
     return float((one.G - other.G).norm()) <= APART * float(other.G.norm())
 
 
+def _hopeless(value: float, best: float) -> bool:
+    return value - best > (HOPELESS - 1) * abs(best)
+
+
 def _found(pair: Pair, level: Centred, trail: Trail) -> Found:
-    """Give the plan its true mass and its value by the common rule, potentials their constants."""
+    """Give the plan its true mass and its value by the common rule; at rest, its potentials."""
     assert trail.plan is not None
-    plan = replace(trail.plan, mass=trail.plan.mass * pair.a.sum())
     f, g = None, None
     if trail.status == "converged" and trail.duals is not None:
-        f, g = _completed(pair, level, plan, trail)
+        r, c = level.offsets(trail.plan)
+        f, g = trail.duals[0] + r, trail.duals[1] + c
+    plan = replace(trail.plan, mass=trail.plan.mass * pair.a.sum())
     value = float(pair.objective(plan))
-    return Found(plan, value, trail.names[0], trail.steps, trail.status, f, g)
-
-
-def _completed(
-    pair: Pair, level: Centred, plan: SparsePlan, trail: Trail
-) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
-    """Turn potentials of the reduced cost into those of the objective's gradient.
-
-    Both costs differ by `r_i + c_j`, which one row and one column tell.
-    """
-    assert trail.duals is not None
-    mass = float(pair.a.sum())
-    f, g = trail.duals
-    return f * mass, g * mass
+    return Found(plan, value, trail.names[0], trail.steps, trail.status, f, g, trail.fall)
 
 
 def _sorted(pair: Pair, level: Centred) -> Found:

@@ -121,6 +121,7 @@ class Found:
         f: source potentials that solve the linear problem with cost `Pair.gradient(plan)`; None
             where the solver has none.
         g: target potentials, likewise.
+        residual: the quantity that the solver compared with its tolerance, as last read.
     """
 
     plan: Plan
@@ -130,6 +131,7 @@ class Found:
     status: Status
     f: Float[Tensor, "n"] | None = None
     g: Float[Tensor, "m"] | None = None
+    residual: float = 0.0
 
 
 def marginals(P: Plan, n: int, m: int) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]]:
