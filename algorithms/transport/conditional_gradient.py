@@ -19,11 +19,15 @@ SPARSE = 4
 
 @dataclass(frozen=True)
 class Corner:
-    """A vertex of the polytope that minimises a linear cost, with potentials that prove it."""
+    """A vertex of the polytope that minimises a linear cost, with potentials that prove it.
+
+    `duals` are those that the solver itself wants to begin from, for a cost near by.
+    """
 
     plan: SparsePlan
-    f: Float[Tensor, "n"] | None = None
-    g: Float[Tensor, "m"] | None = None
+    f: Float[Tensor, "n"]
+    g: Float[Tensor, "m"]
+    duals: tuple[Tensor, Tensor] | None = None
 
 
 # (cost, corner of a nearby cost or None) -> corner
