@@ -2,7 +2,7 @@
 
 from schemas.routine import Routine
 from schemas.spatial import align
-from schemas.transport import divergence, exact, line, partial, sinkhorn
+from schemas.transport import divergence, exact, line, partial, sinkhorn, unbalanced_gromov
 
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
@@ -24,6 +24,12 @@ ROUTINES: dict[str, Routine] = {
             sinkhorn.SinkhornRequest,
             sinkhorn.SinkhornResult,
             sinkhorn.EXAMPLE,
+        ),
+        Routine(
+            "transport.unbalanced_gromov",
+            unbalanced_gromov.UnbalancedGromovRequest,
+            unbalanced_gromov.UnbalancedGromovResult,
+            unbalanced_gromov.EXAMPLE,
         ),
     )
 }
