@@ -12,7 +12,8 @@ from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, iterate, unwatched
 from algorithms.sparse import SparsePlan
 from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import same_mass, weights
+from algorithms.transport.measures import PROVED, same_mass, weights
+from algorithms.transport.relaxed_line import NEGLIGIBLE, Relaxed, solve_relaxed
 
 # Masses below this share of the total are rounding of cumulative sums.
 NO_MASS = 1e-15
@@ -20,8 +21,6 @@ NO_MASS = 1e-15
 CLOSED = 1e-13
 # Halvings of the interval of cuts after which float64 has no number left inside.
 HALVINGS = 60
-# Gap and infeasibility above this share of the largest cost were not proved to be zero.
-PROVED = {torch.float64: 1e-9, torch.float32: 1e-5}
 # Pairs whose dual constraint is checked: beyond, rows are sampled, or proof would outweigh answer.
 PAIRS = 200_000_000
 # Pairs held at once.
@@ -35,11 +34,11 @@ class Certificate:
     """What proves the plan optimal, recomputed from plan and potentials.
 
     Attributes:
-        marginal_error_a: `|P 1 - a|_1`.
-        marginal_error_b: `|P^T 1 - b|_1`.
+        marginal_error_a: `|P 1 - a|_1`; where a may give way, `|P 1 - a e^{-f/rho_a}|_1`.
+        marginal_error_b: `|P^T 1 - b|_1`, likewise.
         dual_infeasibility: largest `max(f_i + g_j - c(x_i, y_j), 0)`.
         pairs_checked: over so many pairs.
-        duality_gap: `value - <a, f> - <b, g>`; rounding may make it slightly negative.
+        duality_gap: `value` less the dual value; rounding may make it slightly negative.
     """
 
     marginal_error_a: float
@@ -51,12 +50,16 @@ class Certificate:
 
 @dataclass(frozen=True)
 class LinePlan:
-    """An optimal coupling in order, its potentials, and their proof."""
+    """An optimal coupling in order, its marginals and potentials, and their proof."""
 
     plan: SparsePlan
+    marginal_a: Float[Tensor, "n"]
+    marginal_b: Float[Tensor, "m"]
     f: Float[Tensor, "n"]
     g: Float[Tensor, "m"]
     value: Float[Tensor, ""]
+    transport_cost: float
+    mass: float
     distance: float
     offset: float
     certificate: Certificate
@@ -127,76 +130,151 @@ def line(
     p: float = 2.0,
     space: Space = "line",
     period: float = 1.0,
+    rho_a: float | None = None,
+    rho_b: float | None = None,
+    tol: float = 1e-8,
+    max_iter: int = 100,
     *,
     watch: Watch = unwatched,
 ) -> LinePlan:
-    r"""Solve `min_P sum_ij P_ij |x_i - y_j|^p` over `P >= 0`, `P 1 = a`, `P^T 1 = b`.
+    r"""Solve `min_P <P, C> + rho_a KL(P 1 | a) + rho_b KL(P^T 1 | b)`, `C_ij = |x_i - y_j|^p`.
 
-    On the line mass is matched in order: one sort of each cloud and one merge of the cumulated
-    weights. On the circle `|x - y|` is the length of the shorter arc; mass is matched in order
-    once it is known how much of b, `theta`, stays behind the cut: the cost is convex and
-    piecewise linear in theta, and is minimised by crossing tangents and halving. At the best
-    theta the potentials of the two adjoining staircases, mixed so that they close up around the
-    circle, solve the dual.
+    `KL(p|q) = sum p log(p/q) - p + q`; without rho_a the constraint is `P 1 = a`, without rho_b
+    `P^T 1 = b`. Balanced, on the line, mass is matched in order: one sort of each cloud and one
+    merge of the cumulated weights. On the circle `|x - y|` is the length of the shorter arc; mass
+    is matched in order once it is known how much of b, `theta`, stays behind the cut: the cost is
+    convex and piecewise linear in theta, and is minimised by crossing tangents and halving. At the
+    best theta the potentials of the two adjoining staircases, mixed so that they close up around
+    the circle, solve the dual. Where marginals give way: Frank-Wolfe on the translation-invariant
+    dual, whose linear step is the balanced problem; where plain steps crawl, rounds that maximise
+    over the constraints of few cells by an interior point method.
 
     Shapes: x, a (n,), y, b (m,).
 
     Args:
         a: source weights, at least zero; None is uniform with mass one.
-        b: target weights; rescaled to the mass of a where they differ by less than 1e-5 of it.
+        b: target weights; balanced, they are rescaled to the mass of a where they differ by less
+            than 1e-5 of it; of any mass otherwise.
         p: exponent, at least 1; below, plans in order are not optimal.
         period: circumference of the circle; points are taken modulo it. The line has none.
-        watch: asked between cuts on the circle; the line is done before it could be asked.
+        rho_a: price of a source marginal that differs from a, in units of the cost; None is an
+            exact marginal. Not on the circle.
+        rho_b: likewise for the target; the two are independent.
+        tol: the unbalanced iteration ends when the duality gap is below this share of the value,
+            or of a millionth of the price of destroying everything, if that is more.
+        max_iter: steps and rounds of the unbalanced iteration.
+        watch: asked between cuts on the circle, and between steps where marginals give way; the
+            balanced line is done before it could be asked.
 
     Returns:
-        A `LinePlan`: the sparse `plan`, of at most n + m entries; `f`, `g` in the gauge
-        `<f, a> = 0`; `value`; `distance`, which is `value^(1/p)`: the Wasserstein distance when
-        the mass is 1, and mass^(1/p) times that of the normalised measures otherwise; `offset`,
-        the theta above (0 on the line); a `Certificate`; the `Stop`, with the gap as residual and
-        the cuts tried in pairs as iterations; cautions.
+        A `LinePlan`: the sparse `plan`, of at most n + m entries; its marginals `marginal_a`,
+        `marginal_b`; `f`, `g`, in the gauge `<f, a> = 0` if balanced; `value`, divergences
+        included; `transport_cost` <P, C> and `mass` of the plan; `distance`, which is
+        `value^(1/p)`: balanced, the Wasserstein distance when the mass is 1, and mass^(1/p) times
+        that of the normalised measures otherwise; `offset`, the theta above (0 on the line); a
+        `Certificate`; the `Stop`, whose residual is the gap (relative where marginals give way) and
+        whose iterations are cuts in pairs, or steps; cautions.
 
     Notes:
-        float64 inside, on the device of x. Time O((n + m) log(n + m)), on the circle times some
-        ten to sixty cuts; the certificate looks at all pairs up to 2e8, at whole rows beyond.
-        Gradients of `value` by the envelope theorem: the plan for x and y, f and g for a and b,
-        along changes that keep the masses equal; subgradients where plan or potentials are not
-        unique (f, g are not when two partial sums of a and b coincide).
+        float64 inside, on the device of x (unbalanced: on the CPU). Time O((n + m) log(n + m)), on
+        the circle times some ten to sixty cuts; unbalanced, some ten rounds of twenty sparse
+        linear systems. The certificate looks at all pairs up to 2e8, at whole rows beyond.
+        At the optimum `P 1 = a e^{-f/rho_a}`, and with both sides relaxed
+        `value = rho_a m(a) + rho_b m(b) - (rho_a + rho_b) mass`. Pairs dearer than
+        30 (rho_a + rho_b) are left out; the gap knows it.
+        Gradients of `value` by the envelope theorem: the plan for x and y; for a and b the
+        potentials, along changes that keep the masses equal, or `rho (1 - e^{-f/rho})` where a
+        marginal gives way; subgradients where plan or potentials are not unique (f, g are not when
+        two partial sums of a and b coincide).
 
     References:
         Santambrogio 2015, doi:10.1007/978-3-319-20828-2, section 2.2 (line); Delon, Salomon,
-        Sobolevskii 2010, arXiv:0902.3527, section 4 (circle).
+        Sobolevskii 2010, arXiv:0902.3527, section 4 (circle); Sejourne, Vialard, Peyre 2022,
+        arXiv:2201.00730, section 4 (unbalanced).
     """
+    balanced = rho_a is None and rho_b is None
     _refuse(x, y, p, space, period)
-    a, b = weights("a", a, len(x), x), weights("b", b, len(y), x)
-    b, cautions = same_mass(a, b)
+    _refuse_penalties(rho_a, rho_b, space, tol)
+    a, b = weights("a", a, len(x), x), weights("b", b, len(y), y)
+    b, cautions = same_mass(a, b) if balanced else (b, ())
     across = period if space == "circle" else math.inf
     u, v = (_wrapped(z.detach().double(), across) for z in (x, y))
     by_u, by_v = u.argsort(stable=True), v.argsort(stable=True)
     ends_a, ends_b = (w.detach().double()[o].cumsum(0) for w, o in ((a, by_u), (b, by_v)))
     problem = Problem(u[by_u], v[by_v], ends_a, ends_b, p, across)
-    if space == "circle":
+    if not balanced:
+        sorted_weights = a.detach().double()[by_u], b.detach().double()[by_v]
+        walk, stop = _relaxed(problem, sorted_weights, (rho_a, rho_b), tol, max_iter, watch)
+    elif space == "circle":
         walk, stop = _around(problem, watch)
     else:
         walk = _walk(problem, 0.0)
         stop = Stop("converged", 1, 0.0)
-    some = walk.mass > NO_MASS * problem.ends_a[-1]
+    some = walk.mass > (NO_MASS * problem.ends_a[-1] if balanced else 0.0)
     rows, cols, mass = by_u[walk.rows[some]], by_v[walk.cols[some] % len(y)], walk.mass[some]
     f, g = torch.empty_like(u), torch.empty_like(v)
     f[by_u] = walk.f
     g[by_v] = walk.g.roll(walk.first % len(y))
-    centre = a.detach().double() @ f / problem.ends_a[-1]
+    centre = a.detach().double() @ f / problem.ends_a[-1] if balanced else 0.0
     f, g, mass = (w.to(a) for w in (f - centre, g + centre, mass))
-    gap = x[rows] - y[cols]  # (nnz,)
-    prices = _arc(gap, across).pow(p)
-    found = (prices.detach().double() @ mass.double()).to(a)
-    value = Envelope.apply(found, prices, a, b, mass, f, g)
-    certificate = _certificate(u, v, (a, b), SparsePlan(rows, cols, mass), (f, g), problem)
-    stop = _judged(stop, certificate, problem, PROVED[a.dtype])
-    distance = float(found) ** (1 / p)
+    plan = SparsePlan(rows, cols, mass)
+    sides = [
+        Side(w.detach().double(), z.double(), rho, a.dtype)
+        for w, z, rho in ((a, f, rho_a), (b, g, rho_b))
+    ]
+    marginals = [
+        torch.zeros_like(side.w).index_add(0, at, mass.double())
+        for side, at in zip(sides, (rows, cols), strict=True)
+    ]
+    prices = _arc(x[rows] - y[cols], across).pow(p)  # (nnz,)
+    moved = float(prices.detach().double() @ mass.double())
+    found = moved + sum(s.divergence(mu) for s, mu in zip(sides, marginals, strict=True))
+    value = Envelope.apply(
+        a.new_tensor(found), prices, a, b, mass, *(s.price().to(a) for s in sides)
+    )
+    certificate = _certificate(u, v, sides, marginals, found, problem)
+    if balanced:
+        stop = _judged(stop, certificate, problem, PROVED[a.dtype])
+    else:
+        stop = _judged_relaxed(stop, certificate, problem, found, sides, tol)
     if certificate.pairs_checked < len(x) * len(y):
         cautions = (*cautions, _sampled(certificate.pairs_checked, len(x) * len(y)))
-    plan, offset = SparsePlan(rows, cols, mass), walk.theta
-    return LinePlan(plan, f, g, value, distance, offset, certificate, stop, cautions)
+    distance = max(found, 0.0) ** (1 / p)
+    leaves, comes = (mu.to(a) for mu in marginals)
+    offset, total = walk.theta, float(mass.double().sum())
+    return LinePlan(
+        plan, leaves, comes, f, g, value, moved, total, distance, offset, certificate, stop,
+        cautions,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Side:
+    """One side of the dual: weights and potential in float64, and what deviating costs."""
+
+    w: Float[Tensor, "k"]
+    f: Float[Tensor, "k"]
+    rho: float | None
+    dtype: torch.dtype
+
+    def kept(self) -> Float[Tensor, "k"]:
+        """Compute the marginal that the potential asks for: `w e^{-f/rho}`, or w."""
+        return self.w if self.rho is None else self.w * (-self.f / self.rho).exp()
+
+    def bound(self) -> float:
+        """Evaluate this side's part of the dual value."""
+        return float(self.w @ self.price())
+
+    def price(self) -> Float[Tensor, "k"]:
+        """Differentiate the value by the weights: f, or `rho (1 - e^{-f/rho})`."""
+        return self.f if self.rho is None else -self.rho * torch.expm1(-self.f / self.rho)
+
+    def divergence(self, mu: Float[Tensor, "k"]) -> float:
+        """Evaluate `rho KL(mu | w)`; nothing where the marginal is exact."""
+        if self.rho is None:
+            return 0.0
+        kl = torch.special.xlogy(mu, mu / self.w.clamp_min(1e-300)) - mu + self.w
+        return self.rho * float(kl.sum())
 
 
 def _refuse(x: Tensor, y: Tensor, p: float, space: Space, period: float) -> None:
@@ -220,6 +298,21 @@ def _refuse(x: Tensor, y: Tensor, p: float, space: Space, period: float) -> None
     if not finite:
         field = "period" if space == "circle" else "x"
         raise IllPosed(field, f"a distance of {span:g} to the power p overflows; rescale it")
+
+
+def _refuse_penalties(rho_a: float | None, rho_b: float | None, space: Space, tol: float) -> None:
+    for field, rho in (("rho_a", rho_a), ("rho_b", rho_b)):
+        if rho is None:
+            continue
+        if not 0 < rho < math.inf:
+            raise IllPosed(field, f"is {rho:g}; expected a positive number, or null if exact")
+        if space == "circle":
+            raise IllPosed(
+                field,
+                "marginals give way on the line only; ask transport.sinkhorn with a cost matrix",
+            )
+    if not 0 < tol < math.inf:
+        raise IllPosed("tol", f"is {tol:g}; expected a positive number")
 
 
 def _wrapped(z: Float[Tensor, "k"], period: float) -> Float[Tensor, "k"]:
@@ -264,6 +357,25 @@ def _walk(problem: Problem, theta: float) -> Walk:
     # on the circle the last column is the first one a turn later: C'(theta) is what g gained
     slope = float(g[-1] - g[0]) if problem.period < math.inf else 0.0
     return Walk(theta, rows, cols, mass, f, g[:m], first, float(price @ mass), slope)
+
+
+def _relaxed(
+    problem: Problem,
+    sorted_weights: tuple[Float[Tensor, "n"], Float[Tensor, "m"]],
+    penalties: tuple[float | None, float | None],
+    tol: float,
+    max_iter: int,
+    watch: Watch,
+) -> tuple[Walk, Stop]:
+    """Let marginals give way: cells of the best plan, and the best potentials."""
+    x, y, a, b = (z.cpu().numpy() for z in (problem.x, problem.y, *sorted_weights))
+    rho_a, rho_b = (math.inf if rho is None else rho for rho in penalties)
+    asked = Relaxed(x, y, a, b, rho_a, rho_b, problem.p)
+    found, stop = solve_relaxed(asked, tol=tol, max_iter=max_iter, watch=watch)
+    arrays = found.plan.rows, found.plan.cols, found.plan.mass, found.f, found.g
+    on = problem.x.device
+    rows, cols, mass, f, g = (torch.from_numpy(z).to(on) for z in arrays)
+    return Walk(0.0, rows, cols, mass, f, g, 0, found.value), stop
 
 
 def _lifted(problem: Problem, cols: Int[Tensor, "k"]) -> Float[Tensor, "k"]:
@@ -324,26 +436,23 @@ def _closed(state: Bracket, m: int) -> Walk:
 def _certificate(
     u: Float[Tensor, "n"],
     v: Float[Tensor, "m"],
-    measures: tuple[Float[Tensor, "n"], Float[Tensor, "m"]],
-    plan: SparsePlan,
-    potentials: tuple[Float[Tensor, "n"], Float[Tensor, "m"]],
+    sides: list[Side],
+    marginals: list[Tensor],
+    value: float,
     problem: Problem,
 ) -> Certificate:
-    a, b = (w.detach().double() for w in measures)
-    f, g = (w.double() for w in potentials)
-    mass = plan.mass.double()
-    off_a = torch.zeros_like(a).index_add(0, plan.rows, mass) - a
-    off_b = torch.zeros_like(b).index_add(0, plan.cols, mass) - b
-    price = _arc(u[plan.rows] - v[plan.cols], problem.period).pow(problem.p)
-    gap = float(price @ mass - a @ f - b @ g)
+    off_a, off_b = (
+        float((mu - side.kept()).abs().sum()) for side, mu in zip(sides, marginals, strict=True)
+    )
+    gap = value - sum(s.bound() for s in sides)
+    f, g = sides[0].f, sides[1].f
     every = -(-len(u) * len(v) // PAIRS)
     u, f, beyond = u[::every], f[::every], 0.0
     rows = max(1, BLOCK // len(v))
     for i in range(0, len(u), rows):
         cost = _arc(u[i : i + rows, None] - v, problem.period).pow(problem.p)  # (rows, m)
         beyond = max(beyond, float((f[i : i + rows, None] + g - cost).amax()))
-    errors = float(off_a.abs().sum()), float(off_b.abs().sum())
-    return Certificate(*errors, beyond, len(u) * len(v), gap)
+    return Certificate(off_a, off_b, beyond, len(u) * len(v), gap)
 
 
 def _judged(stop: Stop, seen: Certificate, problem: Problem, share: float) -> Stop:
@@ -357,6 +466,21 @@ def _judged(stop: Stop, seen: Certificate, problem: Problem, share: float) -> St
     if status != "interrupted":
         status = "converged" if proved else "stagnated"
     return Stop(status, stop.iterations, max(seen.duality_gap, 0.0))
+
+
+def _judged_relaxed(
+    stop: Stop, seen: Certificate, problem: Problem, value: float, sides: list[Side], tol: float
+) -> Stop:
+    """Hold what is returned, rounded to the type of the inputs, against what was asked."""
+    z = torch.cat([problem.x, problem.y])
+    scale = float(z.amax() - z.amin()) ** problem.p
+    roof = sum(side.rho * float(side.w.sum()) for side in sides if side.rho is not None)
+    most = max(abs(value), NEGLIGIBLE * roof)
+    share = PROVED[sides[0].dtype]
+    gap, room = seen.duality_gap, share * (scale * float(problem.ends_a[-1]) + roof)
+    within = gap <= tol * most + (room if share > tol else 1e-3 * share * roof)
+    lost = stop.status == "converged" and not (within and seen.dual_infeasibility <= share * scale)
+    return Stop("stagnated" if lost else stop.status, stop.iterations, max(gap, 0.0) / most)
 
 
 def _sampled(seen: int, pairs: int) -> Caution:
