@@ -126,7 +126,8 @@ def _fitting(model: BaseModel, request: Request, limit: int) -> dict[str, Any]:
     if need > limit:
         raise Refusal(
             "problem-too-large",
-            f"this needs about {need} bytes of working memory; one job may use {limit}",
+            f"this needs about {need} bytes of working memory; one job may use {limit}"
+            + (f"; {request.smaller}" if request.smaller else ""),
         )
     return model.model_dump(mode="json", context=NAMES_ONLY)
 

@@ -203,6 +203,8 @@ _ANSWERED: dict[str, Any] = {
 class Request(Strict):
     """What every question may carry besides its own fields."""
 
+    smaller: ClassVar[str] = ""  # what to ask instead of a question that needs too much memory
+
     seed: int = Field(default=0, ge=0, lt=2**63, description="Seed of everything random.")
     precision: Literal["auto", "float64", "float32"] = Field(
         default="auto",

@@ -59,6 +59,9 @@ def _seeds(
             reason = f"no such differentiable output; there are {known}"
             raise IllPosed(f"cotangents.{name}", reason, code="validation")
         output, seed = getattr(found, name), binder.tensor(reference)
+        if output is None:
+            reason = "this question does not ask for it; see its options"
+            raise IllPosed(f"cotangents.{name}", reason, code="validation")
         if output.shape != seed.shape:
             reason = f"expected shape {list(output.shape)}, received {list(seed.shape)}"
             raise IllPosed(f"cotangents.{name}", reason, code="shape-mismatch")

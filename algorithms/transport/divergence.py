@@ -9,9 +9,11 @@ from torch import Tensor
 from algorithms.errors import Caution
 from algorithms.geometry import CostMatrix, PointClouds
 from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
+from algorithms.transport.entropic import check_reachable, restored
 from algorithms.transport.implicit import Envelope, Optimum
 from algorithms.transport.measures import costs, same_mass, weights
-from algorithms.transport.sinkhorn import _check, _measured, _restored, sinkhorn
+from algorithms.transport.penalised import Ask, measured
+from algorithms.transport.sinkhorn import BALANCED, sinkhorn
 
 # Entries of the cost that one pass of softmins holds at once.
 BLOCK = 1 << 22
@@ -144,7 +146,7 @@ def divergence(
     a, b = weights("a", a, len(x), x), weights("b", b, len(y), y)
     b, cautions = same_mass(a, b)
     for C in (across, within_x, within_y):
-        _check(C.detach(), epsilon, tol)
+        check_reachable(C.detach(), epsilon, tol)
     ab = _between(across, a, b, epsilon, tol, max_iter, watch)
     aa = _alone(within_x, a, epsilon, tol, max_iter, quietly(watch))
     bb = _alone(within_y, b, epsilon, tol, max_iter, quietly(watch))
@@ -174,7 +176,7 @@ def _between(
     seen = solved.certificate
     value = solved.value + (seen.dual_value - solved.value.detach())
     errors = seen.marginal_error_a, seen.marginal_error_b
-    return Term(value, solved.f, solved.g, seen.duality_gap, errors, solved.stop)
+    return Term(value, solved.f, solved.g, seen.duality_gap or 0.0, errors, solved.stop)
 
 
 def _alone(
@@ -196,16 +198,17 @@ def _alone(
     with torch.no_grad():
         logs = inner[1].log() + f / epsilon
         plan = torch.exp(logs[:, None] + logs - inner[0] / epsilon)
-        seen, _ = _measured(inner[0], inner[1], inner[1], f, f, plan, epsilon)
+        ask = Ask(epsilon, BALANCED, BALANCED, tol, max_iter, watch)
+        seen, _ = measured(ask.problem(inner[0], inner[1], inner[1]), f, f, plan)
     left, right, plan = Optimum.apply(inner[0], inner[1], inner[1], (f, f), plan, epsilon)
     f = (left + right) / 2
     if not whole:
-        f, _, plan = _restored((C, a, a), f, f, plan, (present, present), epsilon)
+        f, _, plan = restored((C, a, a), f, f, plan, (present, present), epsilon)
     value = torch.tensor(seen.dual_value, dtype=C.dtype, device=C.device)
     slope = epsilon * (a.detach().sum() - 1)
     value = Envelope.apply(value, C, a, a, plan, f + slope, f + slope)
     errors = seen.marginal_error_a, seen.marginal_error_b
-    return Term(value, f, f, seen.duality_gap, errors, stop)
+    return Term(value, f, f, seen.duality_gap or 0.0, errors, stop)
 
 
 def _averaged(
