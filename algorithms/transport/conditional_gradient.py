@@ -119,7 +119,9 @@ def seen(
     E.index_put_((V.rows, V.cols), V.mass, accumulate=True)
     gap = -torch.vdot(slope.ravel(), E.ravel())
     curvature = pair.alpha * torch.vdot((ahead - L).ravel(), E.ravel())
-    noise = ROUNDING * (torch.vdot(slope.abs_().ravel(), P.ravel()) + value.abs())
+    # the terms of L are squared costs, which cancel where spaces are alike
+    size = pair.alpha * (pair.scale * P.sum()).square() + value.abs()
+    noise = ROUNDING * (torch.vdot(slope.abs_().ravel(), P.ravel()) + size)
     numbers = torch.stack([value, gap, curvature, noise]).tolist()
     return Descent(P, L, corner, ahead, numbers[0], max(0.0, numbers[1]), *numbers[2:])
 
@@ -141,4 +143,4 @@ def found(state: Descent, start: str, stop: Stop) -> Found:
     if len(rows) <= SPARSE * sum(plan.shape):
         plan = SparsePlan(rows, cols, plan[rows, cols])
     f, g = state.corner.f, state.corner.g
-    return Found(plan, state.value, start, stop.iterations, stop.status, f, g)
+    return Found(plan, state.value, start, stop.iterations, stop.status, f, g, stop.residual)

@@ -88,7 +88,7 @@ def solve_entropic(
         plan[alive[0][:, None], alive[1]] = state.P
     value = float(pair.objective(plan))
     start = "proximal" if proximal else "entropic"
-    return Found(plan, value, start, stop.iterations, stop.status)
+    return Found(plan, value, start, stop.iterations, stop.status, residual=stop.residual)
 
 
 def transported(
