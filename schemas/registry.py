@@ -2,7 +2,7 @@
 
 from schemas.routine import Routine
 from schemas.spatial import align
-from schemas.transport import divergence, exact, line, partial, sinkhorn, unbalanced_gromov
+from schemas.transport import divergence, exact, gromov, line, partial, sinkhorn, unbalanced_gromov
 
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
@@ -15,6 +15,7 @@ ROUTINES: dict[str, Routine] = {
             divergence.EXAMPLE,
         ),
         Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
+        Routine("transport.gromov", gromov.GromovRequest, gromov.GromovResult, gromov.EXAMPLE),
         Routine("transport.line", line.LineRequest, line.LineResult, line.EXAMPLE),
         Routine(
             "transport.partial", partial.PartialRequest, partial.PartialResult, partial.EXAMPLE

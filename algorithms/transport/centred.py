@@ -6,7 +6,7 @@ With `s_i = |x_i|^2`, `t_j = |y_j|^2` and `G(P) = X^T P Y`, every plan P of U(a,
     k(X, a) = 2 <a, s^2> + 2 <a, s>^2 + 4 |X^T diag(a) X|_F^2.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -111,10 +111,10 @@ class Centred:
         x, y = (divided(Z, w, points, generator) for Z, w in ((self.X, self.a), (self.Y, self.b)))
         X, a = gathered(self.X, self.a, x)
         Y, b = gathered(self.Y, self.b, y)
-        M = None
-        if self.M is not None:
-            M = gathered(gathered(self.M, self.a, x)[0].T, self.b, y)[0].T
-        return Centred(X, Y, a, b, M, self.bent, self.straight)
+        level = Centred(X, Y, a, b, None, self.bent, self.straight)
+        if self.M is None:
+            return level
+        return replace(level, M=gathered(gathered(self.M, self.a, x)[0].T, self.b, y)[0].T)
 
 
 def centred(pair: Pair) -> Centred:

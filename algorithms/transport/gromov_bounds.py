@@ -1,6 +1,5 @@
 """Lower bounds of Gromov-Wasserstein: what no plan between the two spaces can go below."""
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 

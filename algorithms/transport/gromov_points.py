@@ -11,14 +11,15 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from algorithms.iterate import Status, Watch, iterate, quietly
 from algorithms.simplex import Vertex, network_simplex
 from algorithms.sparse import SparsePlan
 from algorithms.transport.centred import Centred, centred
-from algorithms.transport.quadratic import Found, Pair
+from algorithms.transport.quadratic import Found, Pair, Plan
+from algorithms.transport.quantised import part
 from algorithms.transport.smoothed import STRENGTHS, smoothed
 from algorithms.transport.staircase import staircase
 
@@ -100,6 +101,8 @@ def solve_points(
 ) -> tuple[list[Found], list[Attempt]]:
     """Search from many starts between centres, lift the best, and finish between all points.
 
+    Points without mass take no part.
+
     Args:
         starts: random starts besides those that are always tried; None is 20.
         plan0: one more start, taken between all points whatever it is worth.
@@ -111,30 +114,59 @@ def solve_points(
     Returns:
         Plans between all points, best first, and what became of every start.
     """
-    whole, quiet = centred(pair), quietly(watch)
-    largest = max(pair.shape)
-    level = whole if largest <= COARSE else whole.coarse(COARSE, generator)
+    rows, cols = pair.a.nonzero()[:, 0], pair.b.nonzero()[:, 0]
+    alive = pair
+    if (len(rows), len(cols)) != pair.shape:
+        M = None if pair.M is None else pair.M[rows][:, cols]
+        X, Y = part(pair.X, rows), part(pair.Y, cols)
+        alive = Pair(X, Y, pair.a[rows], pair.b[cols], M, pair.alpha)
+        plan0 = None if plan0 is None else plan0[rows][:, cols]
     count = RANDOM_STARTS if starts is None else starts
-    trails = _smoothed_starts(level, count, generator, quiet)
+    level = centred(alive)
+    trails, gone = _between_centres(level, count, generator, quietly(watch))
+    largest = max(alive.shape)
+    if plan0 is not None:
+        trails.append(Trail(("given",), level.X.T @ (plan0 / plan0.sum()) @ level.Y))
+    budget = (SMALL_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
+    trails = [_descend(level, t, tol, budget, watch) for t in trails]
+    trails, given_up = _best(trails, len(trails), largest)
+    for trail in trails:
+        gone += [Attempt(name, largest, trail.value) for name in trail.names if trail.plan]
+    scale = float(pair.a.sum())
+    gone = [
+        Attempt(
+            one.start, max(pair.shape) if one.points == largest else one.points, one.value * scale
+        )
+        for one in gone + given_up
+    ]
+    found = [_found(alive, level, t) for t in trails if t.plan] or [_sorted(alive, level)]
+    if alive is pair:
+        return found, gone
+    return [replace(one, plan=_placed(one.plan, rows, cols), f=None, g=None) for one in found], gone
+
+
+def _placed(P: Plan, rows: Int[Tensor, "n"], cols: Int[Tensor, "m"]) -> SparsePlan:
+    assert isinstance(P, SparsePlan)
+    return SparsePlan(rows[P.rows], cols[P.cols], P.mass)
+
+
+def _between_centres(
+    whole: Centred, count: int, generator: torch.Generator, watch: Watch
+) -> tuple[list[Trail], list[Attempt]]:
+    """Run all starts on a few hundred centres, then the best on more; return where they stand."""
+    largest = max(len(whole.a), len(whole.b))
+    level = whole if largest <= COARSE else whole.coarse(COARSE, generator)
+    trails = _smoothed_starts(level, count, generator, watch)
     gone: list[Attempt] = []
     for size, kept in ((COARSE, KEPT), *LEVELS):
         if size >= largest:
             break
         if size > COARSE:
             level = whole.coarse(size, generator)
-        trails = [_descend(level, t, COARSE_TOL, COARSE_STEPS, quiet) for t in trails]
+        trails = [_descend(level, t, COARSE_TOL, COARSE_STEPS, watch) for t in trails]
         trails, given_up = _best(trails, kept, size)
         gone += given_up
-    if plan0 is not None:
-        trails.append(Trail(("given",), whole.X.T @ (plan0 / plan0.sum()) @ whole.Y))
-    budget = (SMALL_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
-    trails = [_descend(whole, t, tol, budget, watch) for t in trails]
-    trails, given_up = _best(trails, len(trails), largest)
-    for trail in trails:
-        gone += [Attempt(name, largest, trail.value) for name in trail.names if trail.plan]
-    mass = float(pair.a.sum())
-    gone = [replace(one, value=one.value * mass) for one in gone + given_up]
-    return [_found(pair, whole, t) for t in trails if t.plan] or [_sorted(pair, whole)], gone
+    return trails, gone
 
 
 def _smoothed_starts(

@@ -18,7 +18,7 @@ LOST = 1e-20
 
 
 def smoothed(
-    level: Centred, G: Float[Tensor, "d e"], strength: float, watch: Watch
+    level: Centred, start: Float[Tensor, "d e"], strength: float, watch: Watch
 ) -> Float[Tensor, "d e"]:
     """Repeat `G <- X^T Sinkhorn(cost(G), epsilon) Y` until it is at rest.
 
@@ -27,18 +27,16 @@ def smoothed(
     """
     unit = strength * level.scale
     X, Y, a, b = (z.float() for z in (level.X, level.Y, level.a, level.b))
+    here, g = start, torch.zeros_like(b)
     # without spread there is nothing to search
-    g = torch.zeros_like(b)
     for _ in range(STEPS if unit > 0 else 0):
         if not watch(-1, 0.0):
             break
-        moved, g = _step(level.cost(G).div_(unit).float(), X, Y, a, b, g)
-        moved = moved.to(G)
-        change = float((moved - G).norm())
-        G = moved
-        if change <= AT_REST * float(G.norm()):
+        moved, g = _step(level.cost(here).div_(unit).float(), X, Y, a, b, g)
+        before, here = here, moved.to(start)
+        if float((here - before).norm()) <= AT_REST * float(here.norm()):
             break
-    return G
+    return here
 
 
 def _step(
@@ -60,7 +58,7 @@ def _step(
     if float((t / b).amin()) < LOST:
         back = b.log() - L.logsumexp(0)
         g = g + back
-        K = L.add_(back).exp_()
+        torch.exp(L.add_(back), out=K)
         t = K.sum(0)
     u, v = torch.ones_like(a), b / t
     for _ in range(SWEEPS):
