@@ -9,6 +9,8 @@ from jaxtyping import Float, Int
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from algorithms.iterate import Watch
+
 BlockCost = Literal["sqeuclidean", "euclidean"]
 
 # Entries of block costs held at once: 32 MB.
@@ -33,11 +35,17 @@ def improve(
     sigma: Int[Tensor, "n"],
     blocks: Int[Tensor, "B s"],
     cost: BlockCost,
+    watch: Watch,
 ) -> None:
-    """Match each block of sources exactly with its present images; `sigma` is changed."""
+    """Match each block of sources exactly with its present images; `sigma` is changed.
+
+    When `watch` says no, the other blocks stay as they are.
+    """
     size = blocks.shape[1]
     at_once = max(1, CHUNK // size**2)
     for some in blocks.split(at_once):
+        if not watch(-1, float("inf")):
+            return
         images = sigma[some]
         C = block_costs(x[some], y[images], cost)  # (B, s, s)
         choice = assigned(C)

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithms.iterate import Watch
+from algorithms.iterate import Watch, unwatched
 from algorithms.simplex import network_simplex
 from algorithms.transport.block_matching import BlockCost, block_costs, improve, scaled
 from algorithms.transport.staircase import staircase
@@ -49,7 +49,9 @@ def bijection(
     for turn in range(passes):
         if not watch(-1, float("inf")):
             break
-        sigma = block_pass(x, y, sigma, turn, leaf=leaf, generator=generator, cost=cost)
+        sigma = block_pass(
+            x, y, sigma, turn, leaf=leaf, generator=generator, watch=watch, cost=cost
+        )
     return sigma
 
 
@@ -84,7 +86,7 @@ def halved(
     if not go_on:
         return sigma
     for at in size_classes(sizes):
-        improve(x, y, sigma, ix[at], cost)
+        improve(x, y, sigma, ix[at], cost, watch)
     return sigma
 
 
@@ -96,6 +98,7 @@ def block_pass(
     *,
     leaf: int,
     generator: torch.Generator,
+    watch: Watch,
     cost: BlockCost = "sqeuclidean",
 ) -> Int[Tensor, "n"]:
     """Divide the pairs into blocks anew and match each block exactly: the cost never grows.
@@ -108,7 +111,7 @@ def block_pass(
     order, sizes = partition(z, leaf, generator)
     sigma = sigma.clone()
     for at in size_classes(sizes):
-        improve(x, y, sigma, order[at], cost)
+        improve(x, y, sigma, order[at], cost, watch)
     return sigma
 
 
@@ -222,12 +225,14 @@ def split_masses(
     b: Float[Tensor, "m"],
     *,
     generator: torch.Generator,
+    watch: Watch = unwatched,
     cost: BlockCost = "sqeuclidean",
 ) -> Plan:
     r"""Find a plan of exact marginals a, b (equal totals), in O(n log n) time and linear memory.
 
     Both clouds are cut together at half of their mass, again and again; the atom on the cut is
-    divided. Small blocks are solved by network simplex. The plan is feasible up to rounding and
+    divided. Small blocks are solved by network simplex; when `watch` says no, what is left is
+    sent in order. The plan is feasible up to rounding and
     its entries are few (about n + m), its cost some percent to some factor above the optimum.
 
     Shapes: x (n, d), a (n,), y (m, d), b (m,), float64 on the CPU. Returns rows, columns and
@@ -237,10 +242,11 @@ def split_masses(
     one, other = _alive(a), _alive(b)
     found: list[Plan] = []
     for depth in range(DEEPEST + 1):
-        ready = _leaves(one, other) if depth < DEEPEST else _all_blocks(one)
+        further = depth < DEEPEST and watch(-1, float("inf"))
+        ready = _leaves(one, other) if further else _all_blocks(one)
         if bool(ready.any()):
             leaves = _only(one, ready), _only(other, ready)
-            found += _solved(x, y, leaves, cost, exactly=depth < DEEPEST)
+            found += _solved(x, y, leaves, cost, exactly=further)
             one, other = _only(one, ~ready), _only(other, ~ready)
         if not len(one.point):
             break
