@@ -20,8 +20,8 @@ except ImportError:  # pragma: no cover
 
 # exp(x) = 2^k exp(r): adding MAGIC rounds x / log 2 to the integer k and leaves k in the low bits.
 MAGIC, BIAS, MANTISSA = 1.5 * 2.0**52, 1023, 52
-LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")
-LOG2_LOW = math.log(2) - LOG2_HIGH  # exact to 33 bits more than log 2 itself has
+LOG2_HIGH = float.fromhex("0x1.62e42fee00000p-1")  # its multiples by k are exact
+LOG2_LOW = 1.9082149292705877e-10  # log 2 less that, with digits that the difference would lose
 PER_LOG2 = 1 / math.log(2)
 # Taylor's polynomial on |r| <= log(2)/2, highest power first: relative error 3e-16.
 TAYLOR = tuple(1 / math.factorial(k) for k in range(12, -1, -1))
@@ -239,3 +239,50 @@ def filled(
     """Fill `out` with `exp(max(left_i + right_j - scale C_ij, lowest))`; return its sums."""
     s, t = fill(C.contiguous().numpy(), left.numpy(), right.numpy(), scale, lowest, out.numpy())
     return torch.from_numpy(s), torch.from_numpy(t)
+
+
+@compiled(any_order=True)
+@no_type_check
+def weighed(z: Array, e: Array) -> float:
+    """Add the entries of e times those of z."""
+    found = 0.0
+    for j in range(z.shape[0]):
+        found += z[j] * e[j]
+    return found
+
+
+@compiled()
+@no_type_check
+def exponentiate(
+    Z: Array, left: Array, lowest: float, highest: float, products: bool
+) -> tuple[Array, Array]:
+    """Write `E_ij = exp(left_i + Z_ij)` over Z, zero below `lowest`; return its row sums.
+
+    If asked also returns the sums of `E_ij (left_i + Z_ij)`.
+    """
+    n, m = Z.shape
+    s, found, row = np.empty(n), np.zeros(n), np.empty(m)
+    for i in range(n):
+        for j in range(m):
+            row[j] = left[i] + Z[i, j]
+        for j in range(m):
+            z = exponential(min(max(row[j], lowest), highest))
+            Z[i, j] = z if row[j] >= lowest else 0.0
+        s[i] = total(Z[i])
+        if products:
+            for j in range(m):
+                row[j] = max(row[j], lowest)
+            found[i] = weighed(row, Z[i])
+    return s, found
+
+
+@compiled()
+@no_type_check
+def add_across(E: Array, u: Array, t: Array) -> None:
+    """Add E^T u to t in float64, whatever the type of E."""
+    n = E.shape[0]
+    fours = n - n % 4
+    for i in range(0, fours, 4):
+        spread(E, i, u, t)
+    for i in range(fours, n):
+        spread_one(E[i], u[i], t)
