@@ -18,8 +18,9 @@ INNER_SHARE, LOOSEST = 0.05, 1e-3
 INNER_BELOW = 0.1  # and to this share of the outer tolerance at last
 SWEEPS, CHECK_EVERY = 1000, 10
 REACH = 1e100  # scalings beyond this move into the potentials
-# An entry of a plan counts as at least this share of a_i b_j where its logarithm is taken.
-SMALLEST = 1e-290
+# An entry of a plan counts as at least this share of a_i b_j where its logarithm is taken: an
+# entry that had all but vanished could not come back in the steps that there are.
+SMALLEST = 1e-12
 FARTHEST = 2.0  # no two plans of mass one differ by more in L1
 
 
@@ -154,7 +155,7 @@ def _step(pair: Pair, state: Smooth, epsilon: float, proximal: bool, tol: float)
     fall = -float((slope * E).sum()) - (ahead.entropy - state.entropy)
     curvature = pair.alpha * float(((ahead.L - state.L) * E).sum())
     inner = min(state.inner, LOOSEST, INNER_SHARE * moved)
-    if curvature <= 0 or 2 * curvature <= fall or ahead.value <= state.value:
+    if ahead.value <= state.value:
         return replace(ahead, moved=moved, inner=inner)
     if fall <= 0:  # loose marginals hid what the step gains
         return replace(state, f=f, moved=moved, inner=inner * INNER_BELOW)

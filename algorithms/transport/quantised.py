@@ -60,6 +60,21 @@ def _side(
     return label, part(Z, alive[middle]), mass
 
 
+def selected(
+    Z: Space, w: Float[Tensor, "n"], count: int, generator: torch.Generator
+) -> Int[Tensor, "k"]:
+    """Select so many points that spread over a space; all of it, repeated, where that is more."""
+    alive = w.nonzero()[:, 0]
+    if count >= len(alive):
+        return alive[torch.arange(count, device=w.device) % len(alive)]
+    z = coordinates(part(Z, alive), w[alive], generator)
+    middle = _middle(z, w[alive], divided(z, w[alive], count, generator))
+    other = torch.ones(len(alive), dtype=torch.bool, device=w.device)
+    other[middle] = False
+    # cells that lost all their points are made up for
+    return alive[torch.cat([middle, other.nonzero()[:, 0]])[:count]]
+
+
 def part(Z: Space, index: Int[Tensor, "k"]) -> Space:
     """Keep some points of a space."""
     if isinstance(Z, Cloud):
