@@ -2,7 +2,18 @@
 
 from schemas.routine import Routine
 from schemas.spatial import align
-from schemas.transport import divergence, exact, gromov, line, partial, sinkhorn, unbalanced_gromov
+from schemas.transport import (
+    divergence,
+    exact,
+    gromov,
+    gromov_barycenter,
+    line,
+    low_rank,
+    partial,
+    refine,
+    sinkhorn,
+    unbalanced_gromov,
+)
 
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
@@ -16,10 +27,23 @@ ROUTINES: dict[str, Routine] = {
         ),
         Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
         Routine("transport.gromov", gromov.GromovRequest, gromov.GromovResult, gromov.EXAMPLE),
+        Routine(
+            "transport.gromov_barycenter",
+            gromov_barycenter.GromovBarycenterRequest,
+            gromov_barycenter.GromovBarycenterResult,
+            gromov_barycenter.EXAMPLE,
+        ),
         Routine("transport.line", line.LineRequest, line.LineResult, line.EXAMPLE),
+        Routine(
+            "transport.low_rank",
+            low_rank.LowRankRequest,
+            low_rank.LowRankResult,
+            low_rank.EXAMPLE,
+        ),
         Routine(
             "transport.partial", partial.PartialRequest, partial.PartialResult, partial.EXAMPLE
         ),
+        Routine("transport.refine", refine.RefineRequest, refine.RefineResult, refine.EXAMPLE),
         Routine(
             "transport.sinkhorn",
             sinkhorn.SinkhornRequest,
