@@ -4,6 +4,10 @@ As `eps log(P_ij / a_i b_j) = f_i + g_j - C_ij`, the entropic part `<P, C> + eps
 the objective is `<P 1, f> + <P^T 1, g> - eps (m(P) - m(a) m(b))`: no pass over the matrix.
 """
 
+import math
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -12,7 +16,7 @@ from algorithms.errors import IllPosed
 from algorithms.marginals import Balanced, Marginal, Range
 from algorithms.transport.aprox import conjugate, hard, masses, penalty
 from algorithms.transport.measures import SAME_MASS
-from algorithms.transport.rounding import round_plan, shrinking
+from algorithms.transport.rounding import round_plan
 from algorithms.transport.unbalanced import Problem
 
 
@@ -61,25 +65,67 @@ def dual_value(
     return -(p.a @ conjugate(p.marginal_a, -f)) - p.b @ conjugate(p.marginal_b, -g) - excess
 
 
+@runtime_checkable
+class Products(Protocol):
+    """A plan and its cost by what they do to vectors: neither need be there as a matrix."""
+
+    def rows(self, v: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+        """Return `P v`."""
+        ...
+
+    def columns(self, u: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """Return `P^T u`."""
+        ...
+
+    def cost(self, u: Float[Tensor, "n"], v: Float[Tensor, "m"]) -> Tensor:
+        """Return `u^T C v`, infinite where some cost is."""
+        ...
+
+
+@dataclass(frozen=True)
+class Matrices:
+    """A plan and its cost as they are, in their own type."""
+
+    P: Float[Tensor, "n m"]
+    C: Float[Tensor, "n m"]
+
+    def rows(self, v: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+        """Return `P v`."""
+        return (self.P @ v.to(self.P.dtype)).double()
+
+    def columns(self, u: Float[Tensor, "n"]) -> Float[Tensor, "m"]:
+        """Return `P^T u`."""
+        return (u.to(self.P.dtype) @ self.P).double()
+
+    def cost(self, u: Float[Tensor, "n"], v: Float[Tensor, "m"]) -> Tensor:
+        """Return `u^T C v`, infinite where some cost is: mass would cross a forbidden pair."""
+        if not bool(self.C.isfinite().all()):
+            return u.new_tensor(math.inf)
+        return u @ (self.C @ v.to(self.C.dtype)).double()
+
+
 def upper_bound(
     p: Problem,
     f: Float[Tensor, "n"],
     g: Float[Tensor, "m"],
-    P: Float[Tensor, "n m"],
     mu: Float[Tensor, "n"],
     nu: Float[Tensor, "m"],
+    plan: Products,
 ) -> Tensor:
-    """Bound the optimum from above by a feasible plan near P; infinite where none was made."""
+    """Bound the optimum from above by a feasible plan near P; infinite where none was made.
+
+    Products with 1 - x, which is small, keep float32 plans accurate.
+    """
     hard_a, hard_b = hard(p.marginal_a), hard(p.marginal_b)
     if hard_a and hard_b:
-        return _rounded_bound(p, f, g, P, *targets(p, mu, nu))
+        return _rounded_bound(p, f, g, mu, nu, plan)
     x, y = torch.ones_like(mu), torch.ones_like(nu)
     if hard_a:
         x = _share(_clipped(p.marginal_a, p.a, mu), mu)
-        mu, nu = x * mu, nu + ((x - 1).to(P.dtype) @ P).double()
+        mu, nu = x * mu, nu + plan.columns(x - 1)
     elif hard_b:
         y = _share(_clipped(p.marginal_b, p.b, nu), nu)
-        mu, nu = mu + (P @ (y - 1).to(P.dtype)).double(), y * nu
+        mu, nu = mu + plan.rows(y - 1), y * nu
     return objective(p, f + p.epsilon * x.log(), g + p.epsilon * y.log(), mu, nu)
 
 
@@ -161,26 +207,29 @@ def _rounded_bound(
     p: Problem,
     f: Float[Tensor, "n"],
     g: Float[Tensor, "m"],
-    P: Float[Tensor, "n m"],
-    wanted_a: Float[Tensor, "n"],
-    wanted_b: Float[Tensor, "m"],
+    mu: Float[Tensor, "n"],
+    nu: Float[Tensor, "m"],
+    plan: Products,
 ) -> Tensor:
-    r"""Bound the objective of the rounding of P to these marginals, in O(n + m) and one product.
+    r"""Bound the objective of the rounding of P (`rounding.round_plan`), in four products.
 
     The rounding is Q + R with Q = diag(x) P diag(y) and R = da db^T / r of mass r, and by convexity
     of z log z, with q the mass of Q and q + r = m,
     `sum (Q + R) log((Q + R)/ab) <= sum Q log(Q/ab) + sum R log(R/ab) - q log(q/m) - r log(r/m)`,
     where the first sum is known like that of P and the second has a product form.
     """
-    C, epsilon, mass = p.C, p.epsilon, wanted_a.sum()
-    x, y, da, db = (z.double() for z in shrinking(P, wanted_a.to(P), wanted_b.to(P)))
+    wanted_a, wanted_b = targets(p, mu, nu)
+    epsilon, mass = p.epsilon, wanted_a.sum()
+    x = torch.where(mu > wanted_a, wanted_a / mu, 1.0)
+    nu = nu - plan.columns(1 - x)
+    y = torch.where(nu > wanted_b, wanted_b / nu, 1.0)
+    da = (wanted_a - x * (mu - plan.rows(1 - y))).clamp_min(0)
+    db = (wanted_b - y * nu).clamp_min(0)
     r = da.sum()
     upper = (wanted_a - da) @ (f + epsilon * x.log()) + (wanted_b - db) @ (g + epsilon * y.log())
     upper = upper - epsilon * (torch.xlogy(mass - r, 1 - r / mass) + mass - p.a.sum() * p.b.sum())
     if float(r) > 0:
         product = torch.xlogy(da, da / p.a).sum() + torch.xlogy(db, db / p.b).sum()
-        spread = (db / r).to(C.dtype)
-        # infinity where mass would cross a forbidden pair, also of a cost times nothing
-        upper = upper + (da @ (C @ spread).double() if bool(C.isfinite().all()) else torch.inf)
+        upper = upper + plan.cost(da, db / r)
         upper = upper + epsilon * (product - torch.xlogy(r, r) - torch.xlogy(r, r / mass))
     return upper
