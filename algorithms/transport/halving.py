@@ -118,20 +118,32 @@ def block_pass(
 def partition(
     z: Float[Tensor, "n k"], leaf: int, generator: torch.Generator
 ) -> tuple[Int[Tensor, "n"], Int[Tensor, "B"]]:
-    """Cut a cloud at medians along random directions until blocks have at most `leaf` points.
+    """Cut a cloud along random directions into as few equal blocks of at most `leaf` as there are.
 
-    Returns the points in the order of their blocks, and the sizes of these.
+    Cuts are at random quantiles between a quarter and three: were they at medians, the middle of
+    the cloud would lie at an edge of blocks in every partition.
+
+    Returns the points in the order of their blocks, and the sizes of these, which differ by one
+    at most.
     """
-    order, sizes = torch.arange(len(z)), torch.tensor([len(z)])
-    while int(sizes.amax()) > leaf:
-        split = order.clone()
-        for at in size_classes(sizes):
-            centred = z[order[at]]  # (B, s, k)
-            centred -= centred.mean(1, keepdim=True)
-            theta = _powered(_drawn(centred, generator), 1, centred)
-            split[at] = order[at].gather(1, _lower_first(_along(centred, theta)))
-        order, sizes = split, _halves(sizes)
-    return order, sizes
+    blocks = -(-len(z) // leaf)
+    edges = torch.arange(blocks + 1) * len(z) // blocks
+    order, nodes = torch.arange(len(z)), [(0, blocks)]
+    while nodes:
+        first, last = nodes.pop()
+        if last - first == 1:
+            continue
+        margin = -(-(last - first) // 4)
+        draw = torch.rand((), device=generator.device, generator=generator).item()
+        middle = first + margin + int(draw * (last - first - 2 * margin + 1))
+        here = slice(int(edges[first]), int(edges[last]))
+        centred = z[order[here]][None]  # (1, s, k)
+        centred = centred - centred.mean(1, keepdim=True)
+        theta = _powered(_drawn(centred, generator), 1, centred)
+        cut = int(edges[middle] - edges[first])
+        order[here] = order[here][_lower_first(_along(centred, theta), cut)[0]]
+        nodes += [(first, middle), (middle, last)]
+    return order, edges.diff()
 
 
 def size_classes(sizes: Int[Tensor, "B"]) -> Iterator[Int[Tensor, "b s"]]:
@@ -156,12 +168,12 @@ def _alternated(
     """
     x, y = x - x.mean(1, keepdim=True), y - y.mean(1, keepdim=True)
     theta = _powered(_drawn(x, generator), POWER_STEPS, x, y)
-    reached = -1.0
+    reached, half = -1.0, x.shape[1] // 2
     order_x = order_y = torch.zeros(x.shape[:2], dtype=torch.int64)
     for _ in range(ROUNDS):
-        order_x = _lower_first(_along(x, theta))
+        order_x = _lower_first(_along(x, theta), half)
         upper_x = _upper_sum(x, order_x)
-        order_y = _lower_first(_along(y, upper_x))
+        order_y = _lower_first(_along(y, upper_x), half)
         theta = _upper_sum(y, order_y)
         grown = float((upper_x * theta).sum())
         if grown <= reached * (1 + GROWTH):
@@ -199,9 +211,9 @@ def _pulled(z: Float[Tensor, "B s k"], w: Float[Tensor, "B s"]) -> Float[Tensor,
     return torch.bmm(w[:, None], z)[:, 0]
 
 
-def _lower_first(height: Float[Tensor, "B s"]) -> Int[Tensor, "B s"]:
-    """Order each row so that its s // 2 lowest come first: a selection, cheaper than a sort."""
-    return torch.from_numpy(np.argpartition(height.numpy(), height.shape[1] // 2, axis=1))
+def _lower_first(height: Float[Tensor, "B s"], count: int) -> Int[Tensor, "B s"]:
+    """Order each row so that its `count` lowest come first: a selection, cheaper than a sort."""
+    return torch.from_numpy(np.argpartition(height.numpy(), count, axis=1))
 
 
 def _upper_sum(z: Float[Tensor, "B s k"], order: Int[Tensor, "B s"]) -> Float[Tensor, "B k"]:
