@@ -229,7 +229,7 @@ def _flaw_on(answer: _Flow, p: Array, q: Array) -> str:
     """Hold the solver to its word on arcs as well."""
     off = np.abs(np.bincount(answer.rows, answer.mass, len(p)) - p).sum()
     off += np.abs(np.bincount(answer.cols, answer.mass, len(q)) - q).sum()
-    return _doubt(answer.code, float(off), answer.cost - p @ answer.f - q @ answer.g)
+    return _doubt(answer.code, float(off), float(answer.cost - p @ answer.f - q @ answer.g))
 
 
 def _solve(
@@ -259,7 +259,7 @@ def _flaw(answer: tuple[Array, Array, Array, int], p: Array, q: Array, C: Array)
     """Hold the solver to its word: its code, both marginals, and strong duality."""
     P, f, g, code = answer
     off = np.abs(P.sum(1) - p).sum() + np.abs(P.sum(0) - q).sum()
-    return _doubt(code, float(off), float(np.vdot(P, C)) - p @ f - q @ g)
+    return _doubt(code, float(off), float(np.vdot(P, C) - p @ f - q @ g))
 
 
 def _doubt(code: int, off: float, gap: float) -> str:

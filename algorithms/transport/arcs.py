@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 from torch import Tensor
 
 from algorithms.geometry import squared_distances
@@ -58,7 +58,7 @@ def nearest(
 ) -> Int[Tensor, "n k"]:
     """Find the k nearest points of each query: by a tree in few dimensions, else by products."""
     if points.shape[1] <= TREE_DIMENSION:
-        found = cKDTree(points.numpy()).query(queries.numpy(), k)[1]
+        found = KDTree(points.numpy()).query(queries.numpy(), k)[1]
         return torch.from_numpy(np.asarray(found).reshape(len(queries), k))
     return _least(queries, points, torch.zeros_like(points[:, 0]), k)
 

@@ -2,32 +2,38 @@
 
 import math
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import CostMatrix, Geometry, PointClouds
-from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
+from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
 from algorithms.simplex import NotOptimal, network_simplex
 from algorithms.sparse import SparsePlan
+from algorithms.transport.basis import Basis, corner, rigid
+from algorithms.transport.columns import by_columns
 from algorithms.transport.forbidden import bounded
 from algorithms.transport.implicit import Envelope
 from algorithms.transport.measures import PROVED, check_finite, costs, same_mass, weights
+from algorithms.transport.pricing import Pairs, proved
+from algorithms.transport.seeds import alike
 from algorithms.transport.staircase import NO_MASS, staircase
+
+Method = Literal["auto", "simplex", "assignment", "line", "sparse"]
 
 # Uniform clouds in more dimensions than this are matched by shortest augmenting paths: measured
 # with potentials 1.3 to 2.2 times faster than network simplex at d = 20, 50 (n = 1000, 2000), and
 # 4 times slower at d = 2 (n = 1000).
 LOW_DIMENSION = 10
-# Reduced costs below this share of max|C| are zero: sums along a tree of potentials round so.
-TIGHT = 1e-12
-# Entries of the cost held at once where the whole matrix is not needed.
-BLOCK = 1 << 20
+# Pairs from which arcs beat the whole matrix: measured level at n = m = 1000 in the plane and
+# twice as fast at 2000, level at 1500 in 50 dimensions. schemas/transport/exact.py says the same.
+SPARSE_FROM = 1_500_000
+ON_LINE = ("sqeuclidean", "euclidean", "lp")  # convex functions of x - y
+ON_ARCS = ("sqeuclidean", "euclidean")
 
 
 @dataclass(frozen=True)
@@ -63,60 +69,61 @@ class ExactPlan:
     cautions: tuple[Caution, ...]
 
 
-@dataclass(frozen=True)
-class Basis:
-    """A plan by entries, potentials, and how they were found; all float64."""
-
-    rows: Int[Tensor, "nnz"]
-    cols: Int[Tensor, "nnz"]
-    mass: Float[Tensor, "nnz"]
-    f: Float[Tensor, "n"]
-    g: Float[Tensor, "m"]
-    method: str
-    status: Status = "converged"
-    spent: int = 0
-
-
 def exact(
     geometry: Geometry,
     a: Float[Tensor, "n"] | None = None,
     b: Float[Tensor, "m"] | None = None,
     *,
+    method: Method = "auto",
     max_iter: int = 10_000_000,
+    generator: torch.Generator | None = None,
     watch: Watch = unwatched,
 ) -> ExactPlan:
     r"""Solve `min_P <P, C>` over `P >= 0`, `P 1 = a`, `P^T 1 = b`.
 
     C (n, m) is the cost matrix of `geometry`, a and b the weights of source and target. Points on
-    a line are matched in order; uniform clouds of equal size in more than ten dimensions by
-    shortest augmenting paths; all else by network simplex. f and g solve the dual,
-    `max <a, f> + <b, g>` over `f_i + g_j <= C_ij`.
+    a line are matched in order; clouds with 1.5 million pairs or more, under (squared) Euclidean
+    costs, by column generation, which holds no matrix; smaller uniform ones of equal size in more
+    than ten dimensions by shortest augmenting paths; all else by network simplex. f and g solve
+    the dual, `max <a, f> + <b, g>` over `f_i + g_j <= C_ij`.
 
     Shapes: geometry (n, m), a (n,), b (m,).
 
     Args:
         a: source weights, at least zero; None is uniform with mass one.
         b: target weights; rescaled to the mass of a where they differ by less than 1e-5 of it.
-        max_iter: pivots of the network simplex. When they run out, the answer is a feasible plan
-            far from optimal, with status `max_iter` and the gap in its certificate.
+        method: `auto` chooses by shape, cost and size; `simplex` serves always, the others where
+            they apply: `line` in one dimension, `assignment` between equal numbers of equal
+            weights, `sparse` for (squared) Euclidean costs of clouds.
+        max_iter: pivots of one solve by network simplex. When they run out, the answer is a
+            feasible plan far from optimal, with status `max_iter` and the gap in its certificate.
+        generator: draws the directions and the subsample with which `sparse` begins, on which its
+            time depends and its answer does not; None is one of seed 0.
         watch: asked before the solve, and between passes of those methods that have some.
 
     Returns:
         An `ExactPlan`: the sparse `plan`; `f`, `g` in the gauge `<f, a> = 0`; `value` and
-        `transport_cost`, both `<P, C>`; `method` (`line`, `assignment` or `simplex`);
-        `dual_unique`, whether f, g are unique up to a shift on the points that have mass; a
-        `Certificate`; the `Stop`, with the gap as residual (pivots of a solve that ends well are
-        not counted: 0); cautions. Costs above 1e12 medians are never used.
+        `transport_cost`, both `<P, C>`; the `method` taken; `dual_unique`, whether f, g are shown
+        to be unique up to a shift on the points that have mass (of the more than 64 tight pairs a
+        point that gridded clouds may have, not all are looked at); a `Certificate`; the `Stop`,
+        with the gap as residual and, for `sparse`, the rounds of pricing after the first solve
+        (pivots of a solve that ends well are not counted: 0); cautions. Where a matrix is held,
+        costs above 1e12 medians, or infinite, are never used.
 
     Notes:
-        float64 on the CPU inside, whatever the inputs are; time about O(n m (n + m)), on a line
-        O(n log n + m log m) and then O(n m) for the certificate, in blocks.
+        float64 on the CPU inside, whatever the inputs are. Time about O(n m (n + m)), memory
+        O(n m); on a line O(n log n + m log m) and then O(n m) for the certificate; `sparse` some
+        passes over all pairs in float32, O(n m d), and simplex solves on a few tens of arcs a
+        point, memory linear in the points. In a pass every pair is either proved to have a
+        positive reduced cost or computed again in float64; the potentials of `sparse` are lowered
+        by what is then found, and by the rounding of finding it, so that they are feasible.
         Gradients: dV/dC = P, dV/da = f, dV/db = g, along changes that keep the masses equal;
         subgradients where `dual_unique` is false or the plan is not unique.
 
     References:
         Peyre, Cuturi 2019, arXiv:1803.00567, section 3; Crouse 2016, doi:10.1109/TAES.2016.140952
-        (assignment); Santambrogio 2015, doi:10.1007/978-3-319-20828-2, section 2.2 (line).
+        (assignment); Santambrogio 2015, doi:10.1007/978-3-319-20828-2, section 2.2 (line);
+        Desaulniers, Desrosiers, Solomon 2005, doi:10.1007/b135457 (column generation).
     """
     check_finite(geometry)
     wide, like = geometry.wide(), geometry.like
@@ -124,15 +131,55 @@ def exact(
     a, b = weights("a", a, n, like), weights("b", b, m, like)
     b, cautions = same_mass(a, b)
     p, q = (w.detach().double().cpu() for w in (a, b))
-    if _on_line(wide):
+    method = _chosen(method, wide, p, q)
+    if method in ("line", "sparse"):
         if not math.isfinite(wide.bound()):
             raise IllPosed("geometry", "costs overflow float64; rescale the points")
-        basis = _line(wide, p, q) if watch(0, math.inf) else _corner(wide, p, q, "interrupted")
+        assert isinstance(wide, PointClouds)
+        basis = _without_matrix(method, wide, p, q, max_iter, generator, watch)
         return _answer(geometry, wide, a, b, basis, cautions)
     C, forbidden, more = bounded(costs(wide))
-    basis = _solved(wide, C, p, q, max_iter, watch)
+    basis = _solved(method, C, p, q, max_iter, watch)
     _refuse_forbidden(basis, forbidden)
     return _answer(geometry, CostMatrix(C), a, b, basis, cautions + more)
+
+
+def _chosen(method: Method, geometry: Geometry, p: Tensor, q: Tensor) -> Method:
+    """Choose by shape, cost and size, or refuse a method that does not serve."""
+    clouds = isinstance(geometry, PointClouds)
+    line = clouds and geometry.x.shape[1] == 1 and geometry.cost in ON_LINE
+    arcs = clouds and geometry.cost in ON_ARCS
+    if method == "auto":
+        if line:
+            return "line"
+        if arcs and len(p) * len(q) >= SPARSE_FROM:
+            return "sparse"
+        high = clouds and geometry.x.shape[1] > LOW_DIMENSION
+        return "assignment" if high and alike(p, q) else "simplex"
+    lacks = {
+        "line": "" if line else "points in one dimension and a cost that grows with distance",
+        "assignment": "" if alike(p, q) else "as many targets as sources, all of equal weight",
+        "sparse": "" if arcs else "points, and the cost sqeuclidean or euclidean",
+    }.get(method, "")
+    if lacks:
+        raise IllPosed("method", f"{method} needs {lacks}; auto chooses what serves")
+    return method
+
+
+def _without_matrix(
+    method: Method,
+    clouds: PointClouds,
+    p: Float[Tensor, "n"],
+    q: Float[Tensor, "m"],
+    max_iter: int,
+    generator: torch.Generator | None,
+    watch: Watch,
+) -> Basis:
+    if method == "line":
+        go_on = watch(0, math.inf)
+        return _line(clouds, p, q) if go_on else corner(clouds, p, q, "line", "interrupted")
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return by_columns(clouds, p, q, max_iter=max_iter, generator=generator, watch=watch)
 
 
 def _answer(
@@ -145,26 +192,43 @@ def _answer(
 ) -> ExactPlan:
     """Round to the type of the inputs, certify what is then returned, attach the gradients."""
     p, q = (w.detach().double().cpu() for w in (a, b))
-    centre = p @ basis.f / p.sum()
-    basis = replace(basis, f=basis.f - centre, g=basis.g + centre)
-    beyond, arcs = _tight(wide, basis.f, basis.g)
-    unique = basis.status == "converged" and _rigid(basis, arcs, p > 0, q > 0)
+    basis, beyond, arcs = _priced(wide, _centred(basis, p), p)
+    unique = basis.status == "converged" and rigid(basis, arcs, p > 0, q > 0)
     f, g, mass = (w.to(a) for w in (basis.f, basis.g, basis.mass))
     given = replace(basis, f=f.double().cpu(), g=g.double().cpu(), mass=mass.double().cpu())
     if a.dtype != torch.float64:
-        beyond, _ = _tight(wide, given.f, given.g)
+        beyond = float(proved(wide, given.f, given.g).deficit.amax())
     certificate = _certificate(wide, given, p, q, beyond)
     stop = _judged(basis, certificate, PROVED[a.dtype], wide.bound(), float(p.sum()))
     rows, cols = basis.rows.to(a.device), basis.cols.to(a.device)
     prices = geometry.entries(rows, cols)  # (nnz,)
+    # a plan cut short may still use pairs of infinite cost: those have a finite one in its stead
+    prices = torch.where(prices.isfinite(), prices, wide.entries(basis.rows, basis.cols).to(a))
     value = (prices.detach().double() @ mass.double()).to(a)
     value = Envelope.apply(value, prices, a, b, mass, f, g)
     plan, method = SparsePlan(rows, cols, mass), basis.method
     return ExactPlan(plan, f, g, value, value, method, unique, certificate, stop, cautions)
 
 
-def _on_line(geometry: Geometry) -> bool:
-    return isinstance(geometry, PointClouds) and geometry.x.shape[1] == 1
+def _centred(basis: Basis, p: Float[Tensor, "n"]) -> Basis:
+    centre = p @ basis.f / p.sum()
+    return replace(basis, f=basis.f - centre, g=basis.g + centre)
+
+
+def _priced(geometry: Geometry, basis: Basis, p: Tensor) -> tuple[Basis, float, Pairs]:
+    """Pass over all pairs: how far the potentials are from feasible, and the tight pairs.
+
+    Those of column generation, which never saw most pairs, are made feasible: f is lowered by what
+    each row lacks, and by a bound of the rounding with which that was computed.
+    """
+    proof = proved(geometry, basis.f, basis.g)
+    if basis.method != "sparse":
+        return basis, float(proof.deficit.amax()), proof.arcs
+    assert isinstance(geometry, PointClouds)
+    steps = (geometry.x.shape[1] + 6) * torch.finfo(torch.float64).eps
+    rounding = steps * (geometry.bound() + basis.f.abs() + basis.g.abs().amax())
+    lowered = replace(basis, f=basis.f - proof.deficit - rounding)
+    return _centred(lowered, p), 0.0, proof.arcs
 
 
 def _refuse_forbidden(basis: Basis, forbidden: Bool[Tensor, "n m"] | None) -> None:
@@ -178,45 +242,31 @@ def _refuse_forbidden(basis: Basis, forbidden: Bool[Tensor, "n m"] | None) -> No
 
 
 def _solved(
-    geometry: Geometry,
+    method: Method,
     C: Float[Tensor, "n m"],
     p: Float[Tensor, "n"],
     q: Float[Tensor, "m"],
     max_iter: int,
     watch: Watch,
 ) -> Basis:
-    """Choose between assignment and network simplex by shape."""
+    """Solve with the matrix at hand, by assignment or network simplex."""
     if not watch(0, math.inf):
-        return _corner(CostMatrix(C), p, q, "interrupted")
-    high = isinstance(geometry, PointClouds) and geometry.x.shape[1] > LOW_DIMENSION
-    alike = len(p) == len(q) and bool((torch.cat([p, q]) / p[0] - 1).abs().amax() < NO_MASS * 100)
-    if high and alike:
+        return corner(CostMatrix(C), p, q, method, "interrupted")
+    if method == "assignment":
         return _assignment(C, p, watch)
     try:
         vertex = network_simplex(p, q, C, max_iter=max_iter)
     except NotOptimal:
-        return _corner(CostMatrix(C), p, q, "max_iter", max_iter)
+        return corner(CostMatrix(C), p, q, "simplex", "max_iter", max_iter)
     return Basis(vertex.rows, vertex.cols, vertex.mass, vertex.f, vertex.g, "simplex")
 
 
-def _corner(geometry: Geometry, p: Tensor, q: Tensor, status: Status, spent: int = 0) -> Basis:
-    """Answer with a feasible plan, the north-west corner's, and with feasible potentials."""
-    rows, cols, mass = staircase(p, q)
-    C = geometry.matrix()
-    f = C.amin(1)  # (n, m) -> (n,)
-    some = mass > 0
-    g = (C - f[:, None]).amin(0)  # (n, m) -> (m,)
-    method = "line" if _on_line(geometry) else "simplex"
-    return Basis(rows[some], cols[some], mass[some], f, g, method, status, spent)
-
-
-def _line(geometry: Geometry, p: Float[Tensor, "n"], q: Float[Tensor, "m"]) -> Basis:
+def _line(geometry: PointClouds, p: Float[Tensor, "n"], q: Float[Tensor, "m"]) -> Basis:
     """Match in order; potentials make every cell of the staircase tight.
 
-    Both costs are convex functions of x - y: sorted, C is Monge, and along any staircase of a Monge
+    The costs are convex functions of x - y: sorted, C is Monge, and along any staircase of a Monge
     matrix such potentials are feasible everywhere.
     """
-    assert isinstance(geometry, PointClouds)
     by_x, by_y = geometry.x[:, 0].argsort(stable=True), geometry.y[:, 0].argsort(stable=True)
     rows, cols, mass = staircase(p[by_x], q[by_y])
     price = geometry.entries(by_x[rows], by_y[cols])
@@ -262,23 +312,6 @@ def _assignment(C: Float[Tensor, "n n"], p: Float[Tensor, "n"], watch: Watch) ->
     return Basis(torch.arange(len(p)), match, p, f, g, "assignment", stop.status, stop.iterations)
 
 
-def _tight(
-    geometry: Geometry, f: Float[Tensor, "n"], g: Float[Tensor, "m"]
-) -> tuple[float, tuple[Tensor, Tensor]]:
-    """Pass over `f_i + g_j - C_ij` by blocks: its largest positive value, and where it is zero."""
-    n, m = geometry.shape
-    zero = -TIGHT * geometry.bound()
-    beyond, arcs = 0.0, []
-    rows = max(1, BLOCK // m)
-    for i in range(0, n, rows):
-        excess = f[i : i + rows, None] + g - geometry.band(i, i + rows).matrix()  # (rows, m)
-        beyond = max(beyond, float(excess.amax()))
-        near, col = excess.ge(zero).nonzero(as_tuple=True)
-        arcs.append((near + i, col))
-    row, col = (torch.cat(ends) for ends in zip(*arcs, strict=True))
-    return beyond, (row, col)
-
-
 def _certificate(
     geometry: Geometry, basis: Basis, p: Float[Tensor, "n"], q: Float[Tensor, "m"], beyond: float
 ) -> Certificate:
@@ -295,24 +328,3 @@ def _judged(basis: Basis, seen: Certificate, share: float, scale: float, total: 
     proved = proved and max(seen.marginal_error_a, seen.marginal_error_b) <= share * total
     lost = basis.status == "converged" and not proved
     return Stop("stagnated" if lost else basis.status, basis.spent, seen.duality_gap)
-
-
-def _rigid(
-    basis: Basis, arcs: tuple[Tensor, Tensor], in_a: Bool[Tensor, "n"], in_b: Bool[Tensor, "m"]
-) -> bool:
-    """Decide whether the potentials of points with mass are unique up to one shift.
-
-    Parts of the support that no entry joins may shift against each other by t, up for rows and
-    down for columns, as long as no tight arc from a part to another forbids it: they are rigid
-    exactly when the graph of tight arcs (row to column) and entries (both ways) is strongly
-    connected.
-    """
-    rows, cols = (torch.cat(ends) for ends in zip(arcs, (basis.rows, basis.cols), strict=True))
-    here = in_a[rows] & in_b[cols]
-    n, size = len(in_a), len(in_a) + len(in_b)
-    tail = torch.cat([rows[here], basis.cols + n])
-    head = torch.cat([cols[here] + n, basis.rows])
-    ones = torch.ones(len(tail)).numpy()
-    graph = coo_array((ones, (tail.numpy(), head.numpy())), shape=(size, size)).tocsr()
-    _, part = connected_components(graph, directed=True, connection="strong")
-    return len(torch.from_numpy(part)[torch.cat([in_a, in_b])].unique()) == 1

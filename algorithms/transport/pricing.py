@@ -7,7 +7,7 @@ from coordinate differences in float64. All other costs are computed in float64 
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -47,7 +47,8 @@ def proved(geometry: Geometry, f: Float[Tensor, "n"], g: Float[Tensor, "m"]) -> 
     """Pass over all pairs once: how far the potentials are from feasible, and where they hold."""
     zero = TIGHT * geometry.bound()
     deficit = torch.zeros_like(f)
-    rows, cols, room = [], [], KEPT * (len(f) + len(g))
+    none = torch.zeros(0, dtype=torch.int64)
+    rows, cols, room = [none], [none], KEPT * (len(f) + len(g))
     for row, col, reduced in _suspects(geometry, f, g, zero):
         deficit.scatter_reduce_(0, row, -reduced, "amax")
         if room > 0:
@@ -55,7 +56,7 @@ def proved(geometry: Geometry, f: Float[Tensor, "n"], g: Float[Tensor, "m"]) -> 
             rows.append(row[near])
             cols.append(col[near])
             room -= len(rows[-1])
-    return Proof(deficit, (_joined(rows), _joined(cols)))
+    return Proof(deficit, (torch.cat(rows), torch.cat(cols)))
 
 
 def violated(
@@ -63,16 +64,13 @@ def violated(
 ) -> Suspects:
     """Find in each row the most negative reduced costs, at most `most`."""
     zero = TIGHT * geometry.bound()
-    found: list[Suspects] = []
+    none = torch.zeros(0, dtype=torch.int64)
+    found: list[Suspects] = [(none, none, f[:0])]
     for row, col, reduced in _suspects(geometry, f, g, -zero, most):
         bad = reduced < -zero
         found.append((row[bad], col[bad], reduced[bad]))
-    rows, cols, reduced = zip(*found, strict=True)
-    return _joined(list(rows)), _joined(list(cols)), torch.cat(reduced)
-
-
-def _joined(parts: list[Tensor]) -> Tensor:
-    return torch.cat(parts) if parts else torch.zeros(0, dtype=torch.int64)
+    rows, cols, reduced = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return rows, cols, reduced
 
 
 def _suspects(
@@ -84,26 +82,28 @@ def _suspects(
 ) -> Iterator[Suspects]:
     """Walk all pairs whose reduced cost may be at most `limit`, or the least `most` of a row."""
     product = isinstance(geometry, PointClouds) and geometry.cost == "sqeuclidean"
-    if product and geometry.bound() > SMALL:
-        blocks = _screened(geometry, f, g, limit)
-    else:
-        blocks = _computed(geometry, f, g, limit)
+    screens = product and geometry.bound() > SMALL
+    blocks = (_screened if screens else _computed)(geometry, f, g, limit)
+    step = max(1, GATHERED // _width(geometry))
     for first, R, bound in blocks:
-        low = (R.amin(1) <= bound).nonzero()[:, 0]  # (rows, m) -> (k,)
-        if not len(low):
-            continue
-        R, bound = R[low], bound[low, None]
-        if most is None or most >= R.shape[1]:
-            near, col = (bound >= R).nonzero(as_tuple=True)
-        else:
-            least, col = R.topk(most, 1, largest=False, sorted=False)
-            here = least <= bound
-            near, col = here.nonzero()[:, 0], col[here]
-        row = low[near] + first
-        step = max(1, GATHERED // _width(geometry))
+        row, col = _below(R, bound, most)
+        row = row + first
         for i in range(0, len(row), step):
             r, c = row[i : i + step], col[i : i + step]
             yield r, c, geometry.entries(r, c) - f[r] - g[c]
+
+
+def _below(R: Float[Tensor, "rows m"], bound: Float[Tensor, "rows"], most: int | None) -> Pairs:
+    """Find the entries at most their row's bound, or the least `most` of these in each row."""
+    low = (R.amin(1) <= bound).nonzero()[:, 0]  # (rows, m) -> (k,)
+    some, limit = R[low], bound[low, None]
+    if most is None or most >= R.shape[1]:
+        near, col = (some <= limit).nonzero(as_tuple=True)
+    else:
+        value, col = some.topk(most, 1, largest=False, sorted=False)
+        here = value <= limit
+        near, col = here.nonzero()[:, 0], col[here]
+    return low[near], col
 
 
 def _width(geometry: Geometry) -> int:
@@ -124,7 +124,7 @@ def _computed(
 
 
 def _screened(
-    clouds: PointClouds, f: Float[Tensor, "n"], g: Float[Tensor, "m"], limit: float
+    clouds: Geometry, f: Float[Tensor, "n"], g: Float[Tensor, "m"], limit: float
 ) -> Iterator[tuple[int, Tensor, Tensor]]:
     r"""Compute blocks of `|x|^2 - f - 2 x.y + |y|^2 - g` in float32, and the bound E of each row.
 
@@ -132,6 +132,7 @@ def _screened(
     `2 |x_k y_k| <= x_k^2 + y_k^2`. The clouds are first brought into the unit box about a common
     centre, which rounds by far less.
     """
+    assert isinstance(clouds, PointClouds)
     x, y, unit = _boxed(clouds)
     shift = (f.mean() - g.mean()) / 2
     u = x.square().sum(1) - (f - shift) / unit**2  # (n, d) -> (n,)
@@ -155,3 +156,19 @@ def _boxed(clouds: PointClouds) -> tuple[Tensor, Tensor, float]:
     middle = low / 2 + high / 2
     unit = 2.0 ** math.frexp(float((high / 2 - low / 2).amax()))[1]
     return (clouds.x - middle) / unit, (clouds.y - middle) / unit, unit
+
+
+def least(geometry: Geometry, g: Float[Tensor, "m"]) -> Float[Tensor, "n"]:
+    """Compute `min_j C_ij - g_j` by blocks."""
+    rows = max(1, BLOCK // len(g))
+    parts = [
+        (geometry.band(i, i + rows).matrix() - g).amin(1) for i in range(0, geometry.shape[0], rows)
+    ]
+    return torch.cat(parts)
+
+
+def swapped(geometry: Geometry) -> Geometry:
+    """Exchange source and target."""
+    if isinstance(geometry, CostMatrix):
+        return CostMatrix(geometry.C.T)
+    return replace(geometry, x=geometry.y, y=geometry.x)
