@@ -1,9 +1,9 @@
-"""Every benchmark, one after the other: `python -m bench [spatial transport latency codecs]`."""
+"""Every benchmark, one after the other: `python -m bench [spatial transport latency batch ...]`."""
 
 import subprocess
 import sys
 
-BENCHES = ("spatial", "transport", "latency", "codecs")
+BENCHES = ("spatial", "transport", "latency", "batch", "codecs")
 
 
 def main() -> int:

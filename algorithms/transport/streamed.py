@@ -140,8 +140,10 @@ def apply_streamed(
 ) -> Float[Tensor, "n k"]:
     """Multiply the plan of f, g with V; with V = y, over the row sums, the barycentric map."""
     with torch.no_grad():
-        V = V.double()
-        blocks = [P @ V for _, P in _plan(geometry, a, b, f, g, epsilon)]  # (rows, m) -> (rows, k)
+        wide = V.double()
+        blocks = [
+            P @ wide for _, P in _plan(geometry, a, b, f, g, epsilon)
+        ]  # (rows, m) -> (rows, k)
         return torch.cat(blocks).to(f)
 
 
@@ -231,7 +233,7 @@ def _exponentiated(
     if compiled.runs_on(Z):
         sums = compiled.exponentiate(Z.numpy(), left.numpy(), LOWEST, HIGHEST, products)
         return torch.from_numpy(sums[0]), torch.from_numpy(sums[1])
-    Z += left[:, None]
+    Z.add_(left[:, None])
     exponents = Z.clamp(LOWEST, HIGHEST)
     Z.copy_(torch.where(Z < LOWEST, 0.0, exponents.exp()))
     return Z.sum(1), (exponents * Z).sum(1)
