@@ -8,7 +8,11 @@ centres is where it starts between all points.
 
 import itertools
 import math
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -31,6 +35,8 @@ LEVELS = ((500, 2), (1000, 1))
 KEPT, APART = 6, 1e-2
 # Starts whose value is more than this many times the best are not worth lifting.
 HOPELESS = 2.0
+# Between so few points every local minimum counts: starts also descend as they are.
+FEW = 64
 # Random starts, and axes whose signs are all tried.
 RANDOM_STARTS, SIGNED_AXES = 20, 4
 # Steps between centres, and the fall of the value at which they end.
@@ -128,7 +134,8 @@ def solve_points(
     if plan0 is not None:
         trails.append(Trail(("given",), level.X.T @ (plan0 / plan0.sum()) @ level.Y))
     budget = (SMALL_STEPS if largest <= COARSE else STEPS) if max_iter is None else max_iter
-    trails = [_descend(level, t, tol, budget, watch) for t in trails]
+    told = watch if len(trails) == 1 else quietly(watch)  # one loop at a time reports numbers
+    trails = _each(lambda t: _descend(level, t, tol, budget, told), trails)
     trails, given_up = _best(trails, len(trails), largest)
     for trail in trails:
         gone += [Attempt(name, largest, trail.value) for name in trail.names if trail.plan]
@@ -163,7 +170,8 @@ def _between_centres(
             break
         if size > COARSE:
             level = whole.coarse(size, generator)
-        trails = [_descend(level, t, COARSE_TOL, COARSE_STEPS, watch) for t in trails]
+        descend = partial(_descend, level, tol=COARSE_TOL, steps=COARSE_STEPS, watch=watch)
+        trails = _each(descend, trails)
         trails, given_up = _best(trails, kept, size)
         gone += given_up
     return trails, gone
@@ -193,23 +201,43 @@ def _smoothed_starts(
     if level.M is not None:
         names.append("linear")
         starts.append(level.image(_plan(network_simplex(level.a, level.b, level.M))))
-    trails = [Trail((name,), G) for name, G in zip(names, starts, strict=True)]
+    trails = plain = [Trail((name,), G) for name, G in zip(names, starts, strict=True)]
     for strength in STRENGTHS:
-        moved = [replace(t, G=smoothed(level, t.G, strength, watch)) for t in trails]
+        smooth = partial(smoothed, level, strength=strength, watch=watch)
+        moved = _each(partial(_moved, smooth), trails)
         trails, _ = _best(moved, len(moved), COARSE)
-    return trails
+    if max(len(level.a), len(level.b)) > FEW:
+        return trails
+    return plain + [replace(t, names=tuple(f"{n}, smoothed" for n in t.names)) for t in trails]
+
+
+def _moved(smooth: Callable[[Tensor], Tensor], trail: Trail) -> Trail:
+    return replace(trail, G=smooth(trail.G))
+
+
+def _each(work: Callable[[Trail], Trail], trails: list[Trail]) -> list[Trail]:
+    """Follow several trails at once, as many as there are threads; the order is kept.
+
+    Their kernels and simplexes are small or single-threaded, and release the interpreter.
+    """
+    threads = min(torch.get_num_threads(), len(trails))
+    if threads <= 1:
+        return [work(trail) for trail in trails]
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(work, trails))
 
 
 def _descend(level: Centred, trail: Trail, tol: float, steps: int, watch: Watch) -> Trail:
     """Step until a plain step no longer lowers the value; the best plan seen stays."""
-    floor = ROUNDING * level.scale
+    floor = max(ROUNDING * level.scale, sys.float_info.min)  # all points may be one
 
     def step(now: Trail) -> Trail:
         vertex = network_simplex(level.a, level.b, level.cost(now.G), warm=now.duals)
         plan = _plan(vertex)
         image = level.image(plan)
         value = level.value(plan, image)
-        fall = (now.last - value) / max(abs(value), floor) if math.isfinite(now.last) else 1.0
+        known = math.isfinite(now.last)
+        fall = max(0.0, now.last - value) / max(abs(value), floor) if known else 1.0
         best = (plan, value, image) if value < now.value else (now.plan, now.value, now.image)
         ahead, plain, last = image, True, value
         if not now.plain and fall <= tol:
