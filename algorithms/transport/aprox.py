@@ -66,7 +66,7 @@ def conjugate(marginal: Marginal, q: Float[Tensor, "*k"]) -> Float[Tensor, "*k"]
         case Range(low, high):
             return torch.maximum(low * q, high * q)
         case Free():
-            return torch.where(q == 0, 0.0, math.inf)
+            return torch.where(q == 0, q, math.inf)
         case Berg(rho):
             return torch.where(q < rho, -rho * torch.log1p(-q.clamp_max(rho) / rho), math.inf)
 
@@ -75,13 +75,13 @@ def penalty(marginal: Marginal, ratio: Float[Tensor, "*k"]) -> Float[Tensor, "*k
     """Return `phi(ratio)`, infinite where the ratio `mu_i / a_i` is not allowed."""
     match marginal:
         case Balanced():
-            return torch.where(ratio == 1, 0.0, math.inf)
+            return torch.zeros_like(ratio).masked_fill(ratio != 1, math.inf)
         case KL(rho):
             return rho * (torch.xlogy(ratio, ratio) - ratio + 1)
         case TV(rho):
             return rho * (ratio - 1).abs()
         case Range(low, high):
-            return torch.where((ratio >= low) & (ratio <= high), 0.0, math.inf)
+            return torch.zeros_like(ratio).masked_fill((ratio < low) | (ratio > high), math.inf)
         case Free():
             return torch.zeros_like(ratio)
         case Berg(rho):
