@@ -3,6 +3,7 @@
 from schemas.routine import Routine
 from schemas.spatial import align
 from schemas.transport import (
+    barycenter,
     divergence,
     exact,
     gromov,
@@ -19,6 +20,12 @@ ROUTINES: dict[str, Routine] = {
     routine.name: routine
     for routine in (
         Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE),
+        Routine(
+            "transport.barycenter",
+            barycenter.BarycenterRequest,
+            barycenter.BarycenterResult,
+            barycenter.EXAMPLE,
+        ),
         Routine(
             "transport.divergence",
             divergence.DivergenceRequest,

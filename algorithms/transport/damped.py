@@ -106,7 +106,7 @@ def _sweep(p: Soft, state: Scaled) -> Scaled:
     t = _log_product(state.K.T, u)
     share = _share(p.rho_b, eps)
     v = -(1 - share) * state.g / eps - share * (t - p.b.log())
-    if p.rho_a is not None and p.rho_b is not None:
+    if p.rho_a is not None or p.rho_b is not None:
         shift = _shift(p, state.f + eps * u, state.g + eps * v) / eps
         u, v, t = u + shift, v - shift, t + shift
     if float(torch.stack([u.abs().amax(), v.abs().amax()]).amax()) > REACH:
@@ -115,11 +115,14 @@ def _sweep(p: Soft, state: Scaled) -> Scaled:
 
 
 def _shift(p: Soft, f: Float[Tensor, "n"], g: Float[Tensor, "m"]) -> Float[Tensor, ""]:
-    """Maximise the dual over `(f + t, g - t)`: both potentials then stand for the same mass."""
-    assert p.rho_a is not None
-    assert p.rho_b is not None
-    masses = (p.a.log() - f / p.rho_a).logsumexp(0), (p.b.log() - g / p.rho_b).logsumexp(0)
-    return (masses[0] - masses[1]) / (1 / p.rho_a + 1 / p.rho_b)
+    """Maximise the dual over `(f + t, g - t)`: both potentials then stand for the same mass.
+
+    The mass of an exact marginal is one, whatever its potential.
+    """
+    of_a = f.new_zeros(()) if p.rho_a is None else (p.a.log() - f / p.rho_a).logsumexp(0)
+    of_b = g.new_zeros(()) if p.rho_b is None else (p.b.log() - g / p.rho_b).logsumexp(0)
+    stiffness = sum(1 / rho for rho in (p.rho_a, p.rho_b) if rho is not None)
+    return (of_a - of_b) / stiffness
 
 
 def _error(p: Soft, state: Scaled) -> Float[Tensor, ""]:

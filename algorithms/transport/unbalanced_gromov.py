@@ -304,7 +304,7 @@ def _cautions(
                 "not_converged",
                 f"the plan still changed by {stop.residual:.1e} of its mass, above tol {tol:.1e},"
                 f" after {stop.iterations} updates",
-                f"the inner error was {inner:.1e}; raise max_iter, or epsilon (now {by.epsilon:.3g})",
+                f"the inner error was {inner:.1e}; raise max_iter or epsilon, now {by.epsilon:.3g}",
             )
         )
     return tuple(found)
