@@ -135,7 +135,7 @@ def test_moments_of_gaussians_are_a_lower_bound_and_tight_for_affine_images():
     assert moment_bound(x, a, z + 1, a, "euclidean") <= optimum(x, z + 1, "euclidean")
 
 
-# the published figures: cost / exact ----------------------------------------------------------------
+# the published figures: cost / exact --------------------------------------------------------------
 
 
 @pytest.mark.slow
