@@ -2,6 +2,8 @@
 
 import platform
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +16,7 @@ from algorithms.errors import IllPosed
 from schemas.arrays import Request, Shelf
 from schemas.registry import ROUTINES
 from schemas.routine import Routine
-from workers.bind import Encoder, NotFinite, call
+from workers.bind import Encoder, NotFinite, call, together
 from workers.desk import Desk, Materials, Outcome
 from workers.failures import problem_of
 from workers.place import Place, choose
@@ -27,6 +29,21 @@ LIBRARIES = {
     "scipy": scipy.__version__,
     "python": platform.python_version(),
 }
+
+
+# Questions of a batch that are answered at once; between two such groups it may be cancelled.
+TOGETHER = 1000
+# Bytes of working memory up to which a question may be held together with as many others.
+SMALL = 1 << 18
+
+
+@dataclass(frozen=True)
+class Bound:
+    """A question ready for its routine."""
+
+    request: Request
+    place: Place
+    arguments: dict[str, Any]
 
 
 @dataclass
@@ -55,15 +72,73 @@ def batch(desk: Desk, claim: Claim, pulse: Pulse) -> Outcome:
     encoder, watch = Encoder(desk.settings.inline_limit), Stopwatch()
     materials, items = desk.fetch(claim.request), list[dict[str, Any]]()
     load_ms = watch.lap()
-    for index, item in enumerate(claim.request["items"]):
+    questions: list[dict[str, Any]] = claim.request["items"]
+    for first in range(0, len(questions), TOGETHER):
         pulse.limit(None)
-        if not pulse(index, 0.0):
+        if not pulse(first, 0.0):
             break  # cancelled or lost: nobody will read the items
-        items.append(_item(desk, claim, item, materials, encoder, pulse))
+        group = questions[first : first + TOGETHER]
+        items += _group(desk, claim, group, materials, encoder, pulse)
     place, timings = choose(desk.settings, "auto"), (claim.queue_ms, load_ms, watch.lap(), 0.0)
     routine = ROUTINES[claim.routine]
     body = {"items": items, "provenance": provenance(routine, place, 0, timings)}
     return Outcome("succeeded", as_json(body), tuple(encoder.arrays.values()))
+
+
+def _group(
+    desk: Desk,
+    claim: Claim,
+    items: list[dict[str, Any]],
+    materials: Materials,
+    encoder: Encoder,
+    pulse: Pulse,
+) -> list[dict[str, Any]]:
+    """Answer at once what the routine answers at once, and the rest one by one."""
+    found: dict[int, dict[str, Any]] = {}
+    many = together(ROUTINES[claim.routine])
+    if many is not None and len(items) > 1:
+        found = _at_once(many, desk, claim, items, materials, encoder, pulse)
+    answers = list[dict[str, Any]]()
+    for index, item in enumerate(items):
+        pulse.limit(None)
+        if not pulse(-1, 0.0):
+            break
+        alone = index not in found
+        one = _item(desk, claim, item, materials, encoder, pulse) if alone else found[index]
+        answers.append(one)
+    return answers
+
+
+def _at_once(
+    many: Callable[..., list[Any]],
+    desk: Desk,
+    claim: Claim,
+    items: list[dict[str, Any]],
+    materials: Materials,
+    encoder: Encoder,
+    pulse: Pulse,
+) -> dict[int, dict[str, Any]]:
+    """Answer the small questions without a deadline of their own; others wait for their turn."""
+    watch, bound = Stopwatch(), dict[int, Bound]()
+    for index, item in enumerate(items):
+        with suppress(IllPosed):  # said when its turn comes
+            ready = None if "error" in item else _bound(desk, claim, item["request"], materials)
+            if ready and ready.request.timeout_s is None and ready.request.footprint() <= SMALL:
+                bound[index] = ready
+    load_ms = watch.lap()
+    with torch.no_grad():
+        answers = many([ready.arguments for ready in bound.values()], watch=pulse)
+    share = max(1, len(bound))
+    spent = (claim.queue_ms, round(load_ms / share, 3), round(watch.lap() / share, 3))
+    found = dict[int, dict[str, Any]]()
+    for (index, ready), answer in zip(bound.items(), answers, strict=True):
+        try:
+            if isinstance(answer, IllPosed):
+                raise answer
+            found[index] = {"result": _encoded(claim, ready, answer, encoder, pulse, spent)}
+        except (IllPosed, NotFinite) as error:
+            found[index] = {"error": problem_of(error).model_dump()}
+    return found
 
 
 def _item(
@@ -91,22 +166,40 @@ def answer(
     pulse: Pulse,
 ) -> dict[str, Any]:
     """Bind, compute and encode one question; the answer as a JSON object, checked by its model."""
-    watch, routine = Stopwatch(), ROUTINES[claim.routine]
-    request: Request = routine.request.model_validate(question, context={"shelf": materials.shelf})
-    place = choose(desk.settings, request.precision)
-    arguments = desk.binder(materials, place).arguments(request)
+    watch = Stopwatch()
+    ready = _bound(desk, claim, question, materials)
     load_ms = watch.lap()
-    pulse.limit(request.timeout_s)
+    pulse.limit(ready.request.timeout_s)
+    routine, seed = ROUTINES[claim.routine], ready.request.seed
     with torch.no_grad():
-        found = call(routine, arguments, seed=request.seed, place=place, watch=pulse)
-    compute_ms = watch.lap()
+        found = call(routine, ready.arguments, seed=seed, place=ready.place, watch=pulse)
+    spent = (claim.queue_ms, load_ms, watch.lap())
+    return _encoded(claim, ready, found, encoder, pulse, spent)
+
+
+def _bound(desk: Desk, claim: Claim, question: dict[str, Any], materials: Materials) -> Bound:
+    context = {"shelf": materials.shelf}
+    request: Request = ROUTINES[claim.routine].request.model_validate(question, context=context)
+    place = choose(desk.settings, request.precision)
+    return Bound(request, place, desk.binder(materials, place).arguments(request))
+
+
+def _encoded(
+    claim: Claim,
+    ready: Bound,
+    found: Any,
+    encoder: Encoder,
+    pulse: Pulse,
+    spent: tuple[float, float, float],
+) -> dict[str, Any]:
+    """Write an answer as a JSON object, checked by its model; `spent` are milliseconds."""
+    watch, routine, request = Stopwatch(), ROUTINES[claim.routine], ready.request
     body = encoder.answer(found)
     if pulse.reason == "deadline":
         body["warnings"].append(_deadline(request, body["residual"]))
-    timings = (claim.queue_ms, load_ms, compute_ms, watch.lap())
-    body["provenance"] = provenance(routine, place, request.seed, timings)
-    staged = Shelf(known={digest: item.facts for digest, item in encoder.arrays.items()})
-    routine.result.model_validate(body, context={"shelf": staged})
+    timings = (*spent, watch.lap())
+    body["provenance"] = provenance(routine, ready.place, request.seed, timings)
+    routine.result.model_validate(body, context={"shelf": Shelf(known=encoder.facts)})
     return body
 
 

@@ -18,7 +18,7 @@ from pydantic import BaseModel
 from algorithms.iterate import Stop, Watch
 from schemas.arrays import ArrayRef, Request
 from schemas.datasets import Selection
-from schemas.facts import Stored, stored
+from schemas.facts import Facts, Stored, stored
 from schemas.routine import Routine
 from workers.place import Place
 
@@ -47,6 +47,15 @@ def call(
     if "generator" in inspect.signature(function).parameters:
         drawn["generator"] = torch.Generator(place.device).manual_seed(seed)
     return function(**arguments, **drawn, watch=watch)
+
+
+def together(routine: Routine) -> Callable[..., list[Any]] | None:
+    """Find the function `many` of a routine's module, which answers several questions at once.
+
+    It takes the arguments of each question and a `watch`, and returns, in their order, an answer
+    or the `IllPosed` that the routine itself would have raised.
+    """
+    return getattr(import_module(f"algorithms.{routine.name}"), "many", None)
 
 
 def mirror(model: type[BaseModel]) -> type[Any]:
@@ -93,6 +102,7 @@ class Encoder:
     def __init__(self, inline_limit: int) -> None:
         """Arrays of at most `inline_limit` entries also travel inside the JSON."""
         self.arrays: dict[str, Stored] = {}
+        self.facts: dict[str, Facts] = {}
         self._limit = inline_limit
 
     def answer(self, answer: Any) -> dict[str, Any]:
@@ -131,7 +141,7 @@ class Encoder:
         item = stored(tensor.contiguous().cpu().numpy())
         if not item.facts.finite:
             raise NotFinite(path)
-        self.arrays[item.digest] = item
+        self.arrays[item.digest], self.facts[item.digest] = item, item.facts
         reference: dict[str, Any] = {
             "digest": item.digest,
             "dtype": item.facts.dtype,

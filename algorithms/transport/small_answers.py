@@ -111,10 +111,10 @@ def _measured(problems: list[Small], found: list[Potentials]) -> list[dict[str, 
     `penalised` does it for one.
     """
     C, a, b = (torch.stack([getattr(p, name) for p in problems]) for name in ("C", "a", "b"))
-    f, g, P = (torch.stack([getattr(p, name) for p in found]) for name in ("f", "g", "plan"))
+    f, g, unit = (torch.stack([getattr(p, name) for p in found]) for name in ("f", "g", "plan"))
     more = [(p.epsilon, p.mass) for p in problems]
     epsilon, mass = torch.tensor(more, dtype=C.dtype, device=C.device).T
-    g, P = g - (epsilon * mass.log())[:, None], P * mass[:, None, None]
+    g, P = g - (epsilon * mass.log())[:, None], unit * mass[:, None, None]
     mu, nu, total = P.sum(2), P.sum(1), P.sum((1, 2))
     errors = (mu - a).abs().sum(1), (nu - b).abs().sum(1)
     excess = epsilon * (total - mass.square())
