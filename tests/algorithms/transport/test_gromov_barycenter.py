@@ -20,7 +20,7 @@ EXACT = 1e-9  # entries of size ten, averaged through plans of a few hundred ent
 MARGINALS = 1e-13  # vertices, and plans rounded to their marginals
 SINGLE = 1e-4  # float32 entries, plans that round to the same vertex
 seeds = st.integers(0, 10_000)
-few = settings(max_examples=6, deadline=None)
+few = settings(max_examples=3, deadline=None)
 
 
 def turned(x, seed):
@@ -46,15 +46,15 @@ def mean_of(*spaces, **options):
 @few
 @given(seeds)
 def test_the_mean_of_isometric_spaces_is_one_of_them(seed):
-    x = cloud(12, 2, seed)
+    x = cloud(9, 2, seed)
     copies = [x, turned(x, seed + 1), turned(x, seed + 2)]
-    answer = mean_of(*(WeightedSpace(x=y) for y in copies), starts=20)
+    answer = mean_of(*(WeightedSpace(x=y) for y in copies), starts=12)
     assert answer.stop.status == "converged"
     assert abs(answer.value) < ZERO
     # the first points are those of the first space, in its order
     torch.testing.assert_close(answer.C, squared(x), atol=EXACT, rtol=0)
     for y, plan in zip(copies, answer.plans, strict=True):
-        matched = plan.dense(12, 12).argmax(1)
+        matched = plan.dense(9, 9).argmax(1)
         torch.testing.assert_close(squared(y[matched]), answer.C, atol=EXACT, rtol=0)
 
 
@@ -89,7 +89,7 @@ def test_the_update_is_the_best_matrix_for_its_plans(seed, size):
         WeightedSpace(C=random_costs(9, seed, symmetric=False)),
         WeightedSpace(x=cloud(6, 2, seed), a=random_weights(6, seed)),
     )
-    answer = mean_of(*spaces, size=size)
+    answer = mean_of(*spaces, size=size, starts=2)
     plans = [P.dense(size, m) for P, m in zip(answer.plans, (9, 6), strict=True)]
     inner = Relations(spaces[0].C), Cloud(spaces[1].x)
     masses = uniform(9), spaces[1].a
@@ -215,7 +215,7 @@ def test_an_interrupted_search_returns_a_mean(looks):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_is_as_good_as_pot(seed):
     ot = pytest.importorskip("ot")
     spaces = [squared(cloud(n, d, seed + n)) for n, d in ((14, 2), (17, 3), (12, 2))]
@@ -227,7 +227,7 @@ def test_is_as_good_as_pot(seed):
     reached = [
         float(pair.objective(torch.from_numpy(P))) for pair, P in zip(pairs, log["T"], strict=True)
     ]
-    answer = mean_of(*(WeightedSpace(C=C) for C in spaces), size=10)
+    answer = mean_of(*(WeightedSpace(C=C) for C in spaces), size=10, tol=1e-5)
     assert answer.value <= sum(reached) / 3 * (1 + 1e-9)
 
 

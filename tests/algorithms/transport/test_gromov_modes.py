@@ -30,7 +30,7 @@ SAME_DESCENT = 1e-5  # two solvers that zigzag to one plan and stop when a step 
 ZERO = 1e-12  # an optimum of zero, from terms of size one
 MASS = 0.6
 seeds = st.integers(0, 10_000)
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=4, deadline=None)
 
 
 def pair_of(seed, n=8, m=9, *, alpha=1.0, mass_b=1.0, symmetric=True):
@@ -149,7 +149,7 @@ def test_agrees_with_the_conditional_gradient_of_pot(alpha, symmetric):
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(2))
 def test_agrees_with_the_partial_and_semi_relaxed_solvers_of_pot(seed):
     pair = distances_of(seed, 12, 15, 1.2)
     C, D, a, b = (z.numpy() for z in (pair.X.C, pair.Y.C, pair.a, pair.b))
@@ -182,7 +182,7 @@ def test_agrees_with_the_entropic_solver_of_pot():
 @pytest.mark.slow
 def test_many_starts_beat_the_product_where_mass_may_stay():
     one, many, semi, best = [], [], [], []
-    for seed in range(60):
+    for seed in range(20):
         pair, draw = distances_of(3 * seed, 8, 9, 1.2), {"generator": generator(seed), "tol": 1e-6}
         one += solve_partial(pair, mass=MASS, starts=1, **draw)
         many.append(solve_partial(pair, mass=MASS, starts=15, **draw)[0])
@@ -193,7 +193,7 @@ def test_many_starts_beat_the_product_where_mass_may_stay():
         for end in (one[-1], many[-1], semi[-1], best[-1]):
             assert end.value == pytest.approx(float(pair.objective(end.plan)), abs=IDENTITY)
     mean = lambda ends: sum(end.value for end in ends) / len(ends)
-    # the reference, on 60 problems of its own: 0.112 against 0.152, 0.175 against 0.274
+    # the reference, on problems of its own: 0.112 against 0.152, 0.175 against 0.274
     assert mean(many) <= 0.112 / 0.152 * mean(one)
     assert mean(best) <= 0.7 * mean(semi)
     assert mean(best) <= 0.175
@@ -210,7 +210,7 @@ def planted(n, d, seed, kept=0.7):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "d"), [(50, 3), (50, 2), (250, 3)])
+@pytest.mark.parametrize(("n", "d"), [(50, 3), (150, 3)])
 def test_finds_the_planted_copy_that_the_product_misses(n, d):
     pair, order, k = planted(n, d, 1)
     (missed,) = solve_partial(pair, mass=k / n, starts=1, generator=generator(0))
@@ -303,16 +303,16 @@ def test_points_without_mass_change_nothing(n):
     absent[:n, :n] = pair.X.C
     more = Pair(Relations(absent), pair.Y, torch.cat([pair.a, pair.a.new_zeros(3)]), pair.b)
     for solve, options in ((solve_dense, {}), (solve_semi, {}), (solve_partial, {"mass": 0.5})):
-        limits = options | {"starts": 1, "tol": 1e-6}
+        limits = options | {"starts": 1, "tol": 1e-4, "max_iter": 8}
         one = solve(pair, **limits, generator=generator(0))[0]
         two = solve(more, **limits, generator=generator(0))[0]
         assert as_points(two.plan, n + 3, n + 1)[n:].sum() == 0
-        assert two.value == pytest.approx(one.value, rel=1e-5)
+        assert two.value == pytest.approx(one.value, rel=1e-9)
 
 
 @pytest.mark.slow
 def test_points_without_mass_are_in_no_cell():
-    pair = distances_of(4, 260, 270)
+    pair = distances_of(4, 255, 260)
     a, b = pair.a.clone(), pair.b.clone()
     a[::7], b[5] = 0, 0
     pair = replace(pair, a=a / a.sum(), b=b / b.sum())
@@ -323,7 +323,7 @@ def test_points_without_mass_are_in_no_cell():
     torch.testing.assert_close(lifted, product(pair))
     for solve in (solve_dense, solve_semi):
         ends = solve(pair, starts=3, tol=1e-2, max_iter=5, generator=generator(0))
-        mu, _ = marginals(ends[0].plan, 260, 270)
+        mu, _ = marginals(ends[0].plan, 255, 260)
         torch.testing.assert_close(mu, pair.a, atol=ZERO, rtol=0)
     entropic = solve_entropic(pair, epsilon=0.05 * pair.scale**2, tol=1e-4)
     assert float(entropic.plan[::7].sum()) == 0
