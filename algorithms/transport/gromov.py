@@ -18,6 +18,7 @@ from algorithms.transport.gromov_search import (
     Constraint,
     Method,
     Search,
+    all_listed,
     feasible,
     resolved,
     searched,
@@ -54,7 +55,8 @@ class Certificate:
         linear_bound: the least `<C, P>`.
         lower_bound: what no plan goes below.
         gap: `value - lower_bound`.
-        starts_tried: starts, of all kinds.
+        starts_tried: starts that `attempts` lists; all of them where both spaces are clouds and
+            the plan is balanced, else the best of those that ended apart.
         starts_reached: starts that ended at the value of the answer.
         distinct_values: values at which starts ended between all points.
     """
@@ -134,7 +136,7 @@ def gromov(
             and `proximal`: when it moves less than this share of the mass); None is 1e-4 between
             clouds, 1e-9 for other conditional gradients, 1e-6 for `entropic` and `proximal`.
         max_iter: steps of each start between all points; None is 8 between clouds of more than
-            200 points, where a step costs a second, 50 below, 1,000 for costs, 500 for `entropic`
+            180 points, where a step costs a second, 50 below, 1,000 for costs, 500 for `entropic`
             and `proximal`.
         generator: draws starts and centres.
         watch: asked before each step; when it says no, the best feasible plan so far is returned.
@@ -173,7 +175,7 @@ def gromov(
     plan = _returned(best.plan, X.like)
     certificate = _certificate(pair, search, plan, best, attempts)
     value = _value(live, pair, plan, search)
-    cautions += _cautioned(certificate, float(value.detach()))
+    cautions += _cautioned(certificate, float(value.detach()), all_listed(pair, search))
     rest = Stop(best.status, best.steps, best.residual)
     return GromovPlan(
         plan if isinstance(plan, SparsePlan) else None,
@@ -330,9 +332,9 @@ def _bounds(pair: Pair) -> tuple[float | None, float | None, float | None, float
     return first_lower_bound(pair), second, moment_bound(pair), linear
 
 
-def _cautioned(seen: Certificate, value: float) -> tuple[Caution, ...]:
+def _cautioned(seen: Certificate, value: float, all_listed: bool) -> tuple[Caution, ...]:
     cautions = ()
-    if seen.starts_tried > 1 and seen.starts_reached <= 1:
+    if all_listed and seen.starts_tried > 1 and seen.starts_reached <= 1:
         cautions += (
             Caution(
                 "one_start_reached",

@@ -27,8 +27,9 @@ from algorithms.transport.quantised import part
 from algorithms.transport.smoothed import STRENGTHS, smoothed
 from algorithms.transport.staircase import staircase
 
-# Centres a side where all starts run.
-COARSE = 200
+# Centres a side where all starts run; torch splits matrices of 2^15 entries among its threads,
+# which starts that run at once should not wait for.
+COARSE = 180
 # Centres of the levels between them and the clouds, and how many starts go on from each.
 LEVELS = ((500, 2), (1000, 1))
 # Starts that leave the coarse level, and the relative distance of G below which two are one.
@@ -113,7 +114,8 @@ def solve_points(
         starts: random starts besides those that are always tried; None is 20.
         plan0: one more start, taken between all points whatever it is worth.
         tol: a start is at rest when a plain step lowers its value by no more than this share.
-        max_iter: steps between all points for each start that comes so far; None is 8.
+        max_iter: steps between all points for each start that comes so far; None is 8, or 50 where
+            all points are few enough for every start.
         generator: draws centres and random starts.
         watch: asked before each step.
 

@@ -126,7 +126,7 @@ def searched(
         found = [_linear(pair)]
     elif search.epsilon is not None:
         found = _entropic(pair, search, generator, watch)
-    elif search.constraint == "balanced" and _clouds(pair):
+    elif all_listed(pair, search):
         return solve_points(
             pair,
             starts=search.starts,
@@ -141,8 +141,11 @@ def searched(
     return found, [Attempt(one.start, max(pair.shape), one.value) for one in found]
 
 
-def _clouds(pair: Pair) -> bool:
-    return isinstance(pair.X, Cloud) and isinstance(pair.Y, Cloud)
+def all_listed(pair: Pair, search: Search) -> bool:
+    """Decide whether the search runs between clouds: it alone tells of every start."""
+    clouds = isinstance(pair.X, Cloud) and isinstance(pair.Y, Cloud)
+    smooth, linear = search.epsilon is not None, pair.alpha == 0
+    return clouds and search.constraint == "balanced" and not smooth and not linear
 
 
 def _linear(pair: Pair) -> Found:

@@ -190,7 +190,10 @@ class Certificate(Strict):
         description="`value - lower_bound`: the plan is at most so far from the best. Bounds are "
         "rarely attained; a large gap proves nothing either way"
     )
-    starts_tried: int
+    starts_tried: int = Field(
+        description="starts that `attempts` lists: all of them between two clouds, balanced; else "
+        "the best of those that ended apart"
+    )
     starts_reached: int = Field(
         description="starts whose value is that of the answer, to 1e-6 relative; one alone is weak "
         "evidence"
@@ -217,7 +220,7 @@ class GromovResult(Result):
     transport_cost: float = Field(description="`<C, P>`; 0 without C.")
     method: str = Field(description="How the plan was found.")
     epsilon: float | None = Field(description="The strength that was used; null where none was.")
-    attempts: list[Attempt] = Field(description="What became of every start, best first.")
+    attempts: list[Attempt] = Field(description="What became of the starts, best first.")
     certificate: Certificate
 
 
