@@ -13,6 +13,7 @@ from schemas.transport import (
     partial,
     refine,
     sinkhorn,
+    sliced,
     unbalanced_gromov,
 )
 
@@ -56,6 +57,12 @@ ROUTINES: dict[str, Routine] = {
             sinkhorn.SinkhornRequest,
             sinkhorn.SinkhornResult,
             sinkhorn.EXAMPLE,
+        ),
+        Routine(
+            "transport.sliced",
+            sliced.SlicedRequest,
+            sliced.SlicedResult,
+            sliced.EXAMPLE,
         ),
         Routine(
             "transport.unbalanced_gromov",

@@ -12,9 +12,6 @@ from algorithms.iterate import Watch, iterate, unwatched
 
 Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
-# Marginal error (share of the mass) and complementarity (share of the value) of a solution; what
-# is left is of second order in the value of the plan.
-SOLVED = 1e-10
 MOST_STEPS, PATIENCE = 80, 15
 # Share of the way to the boundary of the positive orthant that a step takes.
 INSIDE = 0.995
@@ -47,7 +44,9 @@ class Point:
     P: Floats
 
 
-def solve_cells(p: Restricted, z: Floats, watch: Watch = unwatched) -> tuple[Floats, Floats]:
+def solve_cells(
+    p: Restricted, z: Floats, *, accuracy: float, watch: Watch = unwatched
+) -> tuple[Floats, Floats]:
     r"""Minimise `sum_w rho w e^{-z/rho}` (`-<w, z>` where exact) over `z_i + z_j <= C_ij` on cells.
 
     The multipliers of the constraints are the plan: its marginals u equal `w e^{-z/rho}`. Mehrotra
@@ -56,6 +55,7 @@ def solve_cells(p: Restricted, z: Floats, watch: Watch = unwatched) -> tuple[Flo
 
     Args:
         z: strictly feasible potentials.
+        accuracy: of marginals (share of the mass) and of complementarity (share of the cost).
 
     Returns:
         The potentials and the masses on the cells, at the best point seen.
@@ -70,7 +70,7 @@ def solve_cells(p: Restricted, z: Floats, watch: Watch = unwatched) -> tuple[Flo
         lambda point: _step(p, E, point),
         lambda point: _merit(p, E, point),
         Point(z, s, P),
-        tol=SOLVED,
+        tol=accuracy,
         max_iter=MOST_STEPS,
         patience=PATIENCE,
         watch=watch,

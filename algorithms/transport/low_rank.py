@@ -39,6 +39,14 @@ SADDLE = 1e-3
 # Marginals of the returned plan: sums of rounded numbers.
 EXACT = {torch.float64: 1e-12, torch.float32: 1e-5}
 
+BEST_FIRST: tuple[Status, ...] = (
+    "converged",
+    "stagnated",
+    "max_iter",
+    "diverged",
+    "interrupted",
+)
+
 Method = Literal["alternation", "mirror_descent"]
 Origin = Literal["hard_pairs", "pairs", "centres", "product"]
 
@@ -226,9 +234,8 @@ def _best(
         search, stop = _searched(c, begun(c, found), None, tol, max_iter, quietly(watch))
         stops.append(stop)
         found = search.best
-    worst: tuple[Status, ...] = ("interrupted", "diverged", "max_iter")
-    statuses = [stop.status for stop in stops]
-    status: Status = next((s for s in worst if s in statuses), "converged")
+    statuses: list[Status] = [stop.status for stop in stops]
+    status: Status = max(statuses, key=BEST_FIRST.index)
     steps, residual = sum(stop.iterations for stop in stops), max(stop.residual for stop in stops)
     return found, origin, upper, Stop(status, steps, residual)
 

@@ -14,14 +14,16 @@ Floats = NDArray[np.float64]
 Places = NDArray[np.int64]
 # Between points whose cost is above this many rho_a + rho_b a plan carries e^-30 of their mass.
 FAR = 30.0
-# Plain steps that are tried first; each must bring the gap down by HALF, or correction starts.
-PLAIN, HALF = 12, 0.5
+# Plain steps that are tried first: a few milliseconds, after which gaps fall like 1/k.
+PLAIN = 40
+# A correction is as accurate as this share of the gap that is asked, within limits.
+ACCURACY, FINEST, COARSEST = 1e-4, 1e-13, 1e-6
 # Halvings of the step's interval in a line search.
 SEARCH = 50
 # Cells kept from round to round, by slack, for each point; neighbours taken around each minimum.
 KEPT, AROUND = 3, (-1, 0, 1)
-# Rounds without a smaller gap: rounding is all there is.
-PATIENCE = 5
+# Steps without a smaller gap: rounding is all there is.
+PATIENCE = 8
 # The gap is read relative to the value, or to this share of what destroying everything costs.
 NEGLIGIBLE = 1e-6
 
@@ -97,7 +99,7 @@ def solve_relaxed(
         return _destroyed(p, near_a), Stop("converged", 0, 0.0)
     inner = replace(p, x=p.x[keep_a], y=p.y[keep_b], a=p.a[keep_a], b=p.b[keep_b])
     found, stop = iterate(
-        lambda found: _round(inner, found, watch),
+        lambda found: _round(inner, found, tol, watch),
         lambda found: found.gap / max(abs(found.value), NEGLIGIBLE * inner.roof),
         _start(inner),
         tol=tol,
@@ -244,18 +246,17 @@ def _exact(p: Relaxed, mu: Floats, nu: Floats) -> tuple[Floats, Floats]:
     return (p.a if p.rho_a == math.inf else mu), (p.b if p.rho_b == math.inf else nu)
 
 
-def _round(p: Relaxed, found: Found, watch: Watch) -> Found:
-    """Take a plain step while these are worth it, else correct."""
+def _round(p: Relaxed, found: Found, tol: float, watch: Watch) -> Found:
+    """Take plain steps first, then correct."""
     if found.plain >= PLAIN:
-        return _corrected(p, found, watch)
+        return _corrected(p, found, tol, watch)
     mu, nu = kept(p.a, found.f, p.rho_a), kept(p.b, found.g, p.rho_b)
     plan = stairs(p, mu, nu)
     t = _line_search(p, (mu, nu), (plan.f - found.f, plan.g - found.g))
     f, g = found.f + t * (plan.f - found.f), found.g + t * (plan.g - found.g)
     moved = _better(p, found, plan, f, g)
-    crawls = moved.gap > HALF * found.gap
     cells = np.union1d(moved.cells, _keys(p, plan))
-    return replace(moved, cells=cells, plain=PLAIN if crawls else found.plain + 1)
+    return replace(moved, cells=cells, plain=found.plain + 1)
 
 
 def _line_search(
@@ -280,14 +281,15 @@ def _line_search(
     return low
 
 
-def _corrected(p: Relaxed, found: Found, watch: Watch) -> Found:
+def _corrected(p: Relaxed, found: Found, tol: float, watch: Watch) -> Found:
     """Solve on the cells, mend what other cells forbid, and choose the next cells."""
     n, m = len(p.x), len(p.y)
     rows, cols = found.cells // m, found.cells % m
     C = np.abs(p.x[rows] - p.y[cols]) ** p.p
     inverse = np.repeat([1 / p.rho_a, 1 / p.rho_b], [n, m])
+    accuracy = min(max(ACCURACY * tol, FINEST), COARSEST)
     cells = Restricted(rows, cols, C, np.concatenate([p.a, p.b]), inverse, n)
-    z, P = solve_cells(cells, _inside(cells), quietly(watch))
+    z, P = solve_cells(cells, _inside(cells), accuracy=accuracy, watch=quietly(watch))
     mu, nu = summed(rows, P, n), summed(cols, P, m)
     plan = stairs(p, *_exact(p, mu, nu))
     cheapest, place = c_transform(p.x, p.y, z[:n], p.p)
