@@ -203,10 +203,12 @@ def sweep(p: Problem, state: Sweeping) -> Sweeping:
     z = _softmin_of_columns(p, state.kernel, f)
     g = _moved(p.marginal_b, state.g, relaxed(p.marginal_b, z, p.epsilon), w)
     t = shift(p.marginal_a, p.marginal_b, p.a, p.b, f, g)
+    k = state.kernel
     if t is not None:
         f, g, z = f + t, g - t, z - t
-    s = _softmin_of_rows(p, state.kernel, g)
-    state = replace(state, f=f, g=g, s=s, z=z, sweeps=state.sweeps + 1)
+        k = Kernel(k.f + t, k.g - t, k.K)  # the kernel does not see a shift, however long
+    s = _softmin_of_rows(p, k, g)
+    state = replace(state, kernel=k, f=f, g=g, s=s, z=z, sweeps=state.sweeps + 1)
     if state.sweeps % CHECK_EVERY and state.sweeps > CHECK_EVERY:
         return state
     state = _absorbed(p, state)
