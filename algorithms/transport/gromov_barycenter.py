@@ -326,8 +326,9 @@ def _answer(p: Problem, mean: Mean, stop: Stop, spaces: tuple[WeightedSpace, ...
                 "read distances from C, not from coordinates",
             ),
         )
+    gw = torch.tensor(mean.gw, dtype=torch.float64)
     return Barycenter(
-        C, p.a.to(like), plans, torch.tensor(mean.gw, dtype=torch.float64).to(like), certificate.objective, p.epsilon,
+        C, p.a.to(like), plans, gw.to(like), certificate.objective, p.epsilon,
         points.to(like), shown, certificate, stop, cautions,
     )  # fmt: skip
 
