@@ -26,7 +26,8 @@ NO_PART = 1e-15
 # differ by factors of 1e15 get there, and no others.
 DEEPEST = 45
 
-Plan = tuple[Int[Tensor, "nnz"], Int[Tensor, "nnz"], Float[Tensor, "nnz"]]
+# Rows, columns and masses. The axis has no name: functions take one plan and return another.
+Plan = tuple[Int[Tensor, "_"], Int[Tensor, "_"], Float[Tensor, "_"]]
 
 
 def bijection(

@@ -24,7 +24,7 @@ SINGLE = 1e-5  # float32 values of size one
 DIFFERENCES = {"atol": 1e-6, "rtol": 1e-5}  # central differences of step 1e-6 in float64
 COSTS = ["sqeuclidean", "euclidean"]
 seeds = st.integers(0, 10_000)
-few = settings(max_examples=8, deadline=None)
+few = settings(max_examples=4, deadline=None)
 
 
 def refined(x, y, a=None, b=None, seed=0, **options):
@@ -114,8 +114,8 @@ def test_weighted_plans_are_feasible_and_between_their_bounds(seed, n, m, cost):
 @pytest.mark.parametrize("cost", COSTS)
 @pytest.mark.parametrize("weighted", [False, True])
 def test_the_bound_holds_and_is_close(cost, weighted):
-    x, y = square(900, 0)
-    a, b = (random_weights(900, 3), random_weights(900, 4)) if weighted else (None, None)
+    x, y = square(600, 0)
+    a, b = (random_weights(600, 3), random_weights(600, 4)) if weighted else (None, None)
     answer = refined(x, y, a, b, cost=cost)
     best = exact(PointClouds(x, y, cost), a, b).value.item()
     assert 0.9 * best < answer.certificate.lower_bound <= best
@@ -291,8 +291,8 @@ def test_single_precision_is_close_to_double():
 @pytest.mark.parametrize("weighted", [False, True])
 @pytest.mark.parametrize("looks", [0, 1, 3, 8])
 def test_whoever_is_interrupted_has_a_feasible_plan(weighted, looks):
-    x, y = square(2000, 0)
-    a, b = (random_weights(2000, 3), random_weights(2000, 4)) if weighted else (None, None)
+    x, y = square(1000, 0)
+    a, b = (random_weights(1000, 3), random_weights(1000, 4)) if weighted else (None, None)
     seen = 0
 
     def watch(iteration, residual):
@@ -303,7 +303,7 @@ def test_whoever_is_interrupted_has_a_feasible_plan(weighted, looks):
     answer = refined(x, y, a, b, leaf=32, watch=watch)
     assert answer.stop.status == "interrupted"
     assert answer.certificate.bound == "moments"
-    full = [uniform(2000) if w is None else w for w in (a, b)]
+    full = [uniform(1000) if w is None else w for w in (a, b)]
     check(answer, x, y, *full)
 
 
