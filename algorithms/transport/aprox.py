@@ -101,7 +101,9 @@ def ratios(
             return ratio, ratio
         case TV(rho):
             low, high = f >= rho, f <= -rho
-            return torch.where(low, zero, one), torch.where(high, math.inf, one)
+            beyond = f > rho * (1 + OUTSIDE)
+            high_ratio = torch.where(high, math.inf, torch.where(beyond, zero, one))
+            return torch.where(low, zero, one), high_ratio
         case Range(low, high):
             return torch.where(f >= 0, low, high * one), torch.where(f <= 0, high, low * one)
         case Free():

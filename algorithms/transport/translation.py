@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithms.marginals import KL, Balanced, Free, Marginal
+from algorithms.marginals import KL, TV, Balanced, Berg, Free, Marginal
 from algorithms.transport.aprox import ratios, stiffness
 
 # Looks at the balance of masses for one shift, and the share of it that is not worth another.
 LOOKS, ENOUGH = 60, 1e-3
+# Berg's conjugate is infinite at the end of its domain: a shift goes at most so far towards it.
+WITHIN = 1 - 1e-6
 
 
 def shift(
@@ -65,6 +67,7 @@ def _bracketed(
 
     t, low, high = 0.0, -math.inf, math.inf
     wide = max(float(f.abs().amax()), float(g.abs().amax()), torch.finfo(f.dtype).tiny) / LOOKS
+    least, most = -_room(marginal_a, f), _room(marginal_b, g)
     for _ in range(LOOKS):
         more, slope = excess(t)
         if more == 0 or not math.isfinite(more):
@@ -74,8 +77,18 @@ def _bracketed(
         step = more / slope if slope > 0 else ahead
         if not low < t + step < high:  # halve the bracket, or look further where there is none
             step = (low + high) / 2 - t if math.isfinite(high - low) else ahead
+        step = min(max(t + step, least), most) - t
         wide *= 2
         t += step
-        if abs(step) < ENOUGH * abs(t):
+        if abs(step) <= ENOUGH * abs(t):
             break
     return f.new_tensor(t)
+
+
+def _room(marginal: Marginal, f: Float[Tensor, "n"]) -> float:
+    """Tell how far potentials may sink before their conjugate is infinite."""
+    if isinstance(marginal, TV):
+        return max(0.0, float(f.amin()) + marginal.rho)
+    if isinstance(marginal, Berg):
+        return WITHIN * max(0.0, float(f.amin()) + marginal.rho)
+    return math.inf
