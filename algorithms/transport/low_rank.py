@@ -170,7 +170,9 @@ def low_rank(
     returned = Factors(*(z.double() for z in (Q, R, g)))
     A, B = factors(x.double(), y.double())
     value = (((A.T @ returned.Q) * (B.T @ returned.R)).sum(0) / returned.g).sum()
-    certificate = _certificate(clouds, returned, (a.double(), b.double()), float(value), upper)
+    certificate = _certificate(
+        clouds, returned, (a.double(), b.double()), float(value.detach()), upper
+    )
     worst = max(certificate.marginal_error_a, certificate.marginal_error_b)
     if stop.status == "converged" and worst > EXACT[x.dtype] * float(a.sum()):
         stop = replace(stop, status="stagnated")
