@@ -107,6 +107,7 @@ def test_fused_clouds_of_six_points_reach_the_best_permutation(alpha):
     assert parts == pytest.approx(float(answer.value), rel=1e-12)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(2))
 def test_matrices_are_no_worse_than_the_best_permutation(seed):
     Cx, Cy = (random_cost(6, 6, s) for s in (seed, seed + 10))
@@ -127,6 +128,7 @@ def test_a_moved_turned_shuffled_copy_is_found(n):
     assert answer.certificate.gap < ROUNDING
 
 
+@pytest.mark.slow
 def test_copies_given_as_matrices_are_found():
     x = cloud(12, 2, 1)
     D = torch.cdist(x, x)
@@ -316,6 +318,7 @@ def planted(n, seed):
     return x, y[order], order, kept / n
 
 
+@pytest.mark.slow
 def test_a_planted_copy_is_found_by_partial_matching():
     x, y, order, share = planted(50, 1)
     answer = ask(x, y, constraint="partial", mass=share)
