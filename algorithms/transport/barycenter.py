@@ -17,6 +17,10 @@ from algorithms.transport.kernels import Dense, Kernel, Separable
 from algorithms.transport.measures import SAME_MASS, weights
 
 
+# Exponents max(C)/epsilon beyond this are rounded by more than 1e-6.
+SHARPEST = 1e10
+
+
 @dataclass(frozen=True)
 class FixedSupport:
     """Measures `weights` (K, m) on common points y, averaged on the points x, or by a cost C."""
@@ -288,11 +292,17 @@ def _kernel(
     problem: FixedSupport | Images | Volumes, C: Tensor | None, epsilon: float, like: Tensor
 ) -> Kernel:
     if C is not None:
-        return Dense(C.detach(), epsilon)
-    assert not isinstance(problem, FixedSupport)
-    kernel = Separable(tuple(like.shape[1:]), problem.spacing, epsilon, like)
-    if not math.isfinite(sum(float(c.amax()) for c in kernel.costs)):
-        raise IllPosed("problem.spacing", f"is {problem.spacing:.3g}: squared distances overflow")
+        kernel, largest = Dense(C.detach(), epsilon), float(C.detach().abs().amax())
+    else:
+        assert not isinstance(problem, FixedSupport)
+        kernel = Separable(tuple(like.shape[1:]), problem.spacing, epsilon, like)
+        largest = sum(float(c.amax()) for c in kernel.costs)
+    if not largest <= SHARPEST * epsilon:
+        raise IllPosed(
+            "epsilon",
+            f"is {epsilon:.3g} and costs reach {largest:.3g}: exponents beyond {SHARPEST:.0e} have"
+            " no digits left; raise epsilon",
+        )
     return kernel
 
 

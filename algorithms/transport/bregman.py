@@ -91,7 +91,8 @@ def _barycenter(p: Measures, s: Float[Tensor, "K N"], d: Float[Tensor, "N"]) -> 
     `beta = (sum_k lam_k (K v_k / n)^r)^(1/r)`, `r = eps/(rho + eps)`.
     """
     if p.rho is None:
-        return d + p.lam @ s
+        product = d + p.lam @ s
+        return product - product.logsumexp(0)  # its mass is known: this only moves u against v
     r, uniform = 1 - p.share, -math.log(p.kernel.support)
     return (p.lam.log()[:, None] + r * (s + uniform)).logsumexp(0) / r
 
@@ -149,8 +150,9 @@ def measured(p: Measures, state: Scalings, watch: Watch) -> Seen:
     r"""Compute objective, derivatives and errors at the plans of the scalings.
 
     With `f = eps (u + log n)`, `g = eps (v - log b)` and `eps log(P/(u b)) = f + g - C` the
-    objective of an exact problem is `<P1, f> + <P^T 1, g> - eps (m(P) - m(b))`, and its dual
-    `<b, g> - eps (m(P) - m(b))` plus the constant that `sum_k lam_k f_k` is.
+    objective of an exact problem is `<P1, f> + <P^T 1, g> - eps (m(P) - m(b))`. The dual is
+    `sum_k lam_k (<b_k, g_k> - eps (m(P_k) - m(b_k))) + min_i sum_k lam_k f_ki`: at the optimum that
+    sum is the same for every i.
     """
     eps, uniform = p.epsilon, -math.log(p.kernel.support)
     log_t = p.kernel.backward(state.u)
@@ -175,7 +177,7 @@ def measured(p: Measures, state: Scalings, watch: Watch) -> Seen:
         slopes = p.lam[:, None] * slopes
         return Seen(beta, costs, value, slopes, 0.0, row_error, column_error, q)
     if p.rho is None:
-        dual = float(p.lam @ ((b * g).sum(1) - eps * moved)) - eps * uniform
+        dual = float(p.lam @ ((b * g).sum(1) - eps * moved) + (p.lam @ f).amin())
         slopes, value = p.lam[:, None] * g, p.lam @ plain
         return Seen(beta, costs, value, slopes, dual, row_error, column_error)
     soft = _kl(mu, beta.expand_as(mu)) + _kl(nu, b)

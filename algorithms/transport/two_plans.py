@@ -30,6 +30,8 @@ NEAR = 0.3
 HALVINGS, RISE = 12, 1e-11
 # Steps without a smaller change before the loop gives up.
 PATIENCE = 100
+# Exponents, local cost over epsilon, beyond this are rounded by more than 1e-4.
+SHARPEST = 1e12
 # Log-masses stay within: the squares of their exponentials are numbers.
 LARGEST_LOG_MASS = 300.0
 # Logarithms of plans start here: what is less counts for nothing once multiplied by the plan.
@@ -139,6 +141,13 @@ def _start(asked: Question, plan0: Float[Tensor, "n m"] | None) -> Search:
     a, b = asked.pair.a, asked.pair.b
     R = a[:, None] * b if plan0 is None else plan0 / plan0.sum()
     shape = _shape(asked, _exact(asked, R))
+    largest, epsilon = asked.pair.alpha * float(shape.local.amax()), asked.by.epsilon
+    if largest > SHARPEST * epsilon:
+        raise IllPosed(
+            "epsilon",
+            f"is {epsilon:.3g} and squared costs reach {largest:.3g}: in exponents beyond"
+            f" {SHARPEST:.0e} rounding decides; raise epsilon, or rescale both spaces alike",
+        )
     log_mass = (math.log(asked.mass_a) + math.log(asked.mass_b)) / 2
     value, log_mass = _valued(asked, shape, log_mass)
     if not math.isfinite(value):
@@ -175,7 +184,8 @@ def _valued(asked: Question, shape: Shape, log_mass: float) -> tuple[float, floa
     and `A = alpha <L(R), R> + 2 log_ratios(R)`; without M it is least at `log m = -A/(2 W)`.
     """
     alpha, M, by = asked.pair.alpha, asked.pair.M, asked.by
-    A = alpha * _dot(shape.local, shape.R) + 2 * shape.ratios
+    # a sum of squares, whatever rounding makes of it
+    A = alpha * max(0.0, _dot(shape.local, shape.R)) + 2 * shape.ratios
     if by.soft and (M is None or alpha == 1):
         log_mass = _held(-A / (2 * by.total))
     linear = 0.0 if M is None or alpha == 1 else (1 - alpha) * _dot(M, shape.R)

@@ -181,13 +181,13 @@ def test_law_two_homogeneous_without_entropy():
     """The value over the squared scale changes by O(epsilon): half the entropy, half the change."""
     x, y, a, b = spaces(5, 5, 2)
     apart = []
-    for epsilon in (0.02, 0.01):
-        asked = {"rho_a": 0.7, "rho_b": 2.0, "epsilon": epsilon, "tol": 1e-9}
+    for epsilon in (0.1, 0.05):
+        asked = {"rho_a": 0.7, "rho_b": 2.0, "epsilon": epsilon, "tol": 1e-7}
         one = unbalanced_gromov(x, y, a=a, b=b, **asked)
         other = unbalanced_gromov(x, y, a=2 * a, b=2 * b, plan0=one.plan, **asked)
         apart.append(abs(other.value.item() / 4 - one.value.item()))
-    assert apart[1] == pytest.approx(apart[0] / 2, rel=0.1)
-    assert apart[1] < 0.2 * one.value.item()
+    assert apart[1] == pytest.approx(apart[0] / 2, rel=0.3)
+    assert apart[1] < 0.5 * one.value.item()
 
 
 def test_law_strong_marginals_become_exact():
@@ -260,8 +260,8 @@ def test_less_crosses_between_classes_than_with_exact_marginals():
     )
     here, there = torch.arange(40) < 28, torch.arange(40) < 12
     crossing = []
-    for rho in (None, 1.0):
-        answer = unbalanced_gromov(x, y, rho_a=rho, rho_b=rho, epsilon=0.5)
+    for rho in (None, 5.0):
+        answer = unbalanced_gromov(x, y, rho_a=rho, rho_b=rho, epsilon=5.0, tol=1e-4)
         assert answer.stop.status == "converged"
         share = answer.plan / answer.mass
         crossing.append(float(share[here][:, ~there].sum() + share[~here][:, there].sum()))
@@ -273,10 +273,13 @@ def test_less_crosses_between_classes_than_with_exact_marginals():
 
 def test_what_is_destroyed_is_said():
     x, y, a, b = spaces(6, 5, 0)
-    answer = unbalanced_gromov(30 * x, y, a=a, b=b, rho_a=1e-3, rho_b=1e-3, epsilon=1e-3)
+    C = 100 + random_cost(6, 5, 0)
+    answer = unbalanced_gromov(
+        x, y, a=a, b=b, C=C, alpha=0.5, rho_a=0.1, rho_b=0.1, epsilon=0.1, max_iter=100
+    )
     assert answer.mass < 1e-6
     assert "everything_destroyed" in [c.code for c in answer.cautions]
-    assert answer.value.item() == pytest.approx(1e-3 * (1 + 2 * 1.3**2), rel=1e-6)
+    assert answer.value.item() == pytest.approx(0.1 * (1 + 2 * 1.3**2), rel=1e-6)
 
 
 def test_spent_updates_and_interruptions_are_said():
@@ -293,7 +296,7 @@ def test_spent_updates_and_interruptions_are_said():
 
 @pytest.mark.parametrize(("rho_a", "rho_b"), [(0.7, 2.0), (None, 2.0), (0.7, None)])
 def test_gradients_of_the_value_match_differences(rho_a, rho_b):
-    x, y, a, b = spaces(4, 3, 1)
+    x, _, a, b = spaces(4, 3, 1)
     Cy, C = random_cost(3, 3, 1), random_cost(4, 3, 2)
     leaves = [t.clone().requires_grad_() for t in (x, Cy, a, b, C)]
     value = lambda x, Cy, a, b, C: (
@@ -362,6 +365,7 @@ def test_exact_marginals_agree_with_pots_entropic_gromov():
         ("Cy", {"Cy": torch.zeros(3, 3, dtype=torch.float64)}),
         ("x", {"x": torch.full((4, 2), math.nan, dtype=torch.float64)}),
         ("x", {"x": 1e150 * cloud(4, 2, 0)}),
+        ("epsilon", {"x": 1e5 * cloud(4, 2, 0), "epsilon": 1e-3}),
         ("a", {"a": torch.tensor([0.5, -0.5, 1.0, 0.0], dtype=torch.float64)}),
         ("a", {"a": torch.full((4,), 1e149, dtype=torch.float64)}),
         ("b", {"b": torch.zeros(3, dtype=torch.float64)}),
