@@ -1,19 +1,20 @@
-"""Sinkhorn divergence between two measures of equal mass."""
+"""Sinkhorn divergence between two measures."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithms.errors import Caution
-from algorithms.geometry import CostMatrix, PointClouds
+from algorithms.errors import Caution, IllPosed
+from algorithms.geometry import PointClouds
 from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
-from algorithms.transport.entropic import check_reachable, restored
+from algorithms.marginals import Balanced, Free, Marginal, Range
+from algorithms.transport.entropic import largest_cost, restored
 from algorithms.transport.implicit import Envelope, Optimum
-from algorithms.transport.measures import costs, same_mass, weights
-from algorithms.transport.penalised import Ask, measured
-from algorithms.transport.sinkhorn import BALANCED, sinkhorn
+from algorithms.transport.measures import costs, weights
+from algorithms.transport.penalised import BALANCED, Ask, checked, entropic, measured, simplified
+from algorithms.transport.penalised import Certificate as Entropic
 
 # Entries of the cost that one pass of softmins holds at once.
 BLOCK = 1 << 22
@@ -93,27 +94,31 @@ def divergence(
     b: Float[Tensor, "m"] | None = None,
     *,
     epsilon: float,
+    marginal: Marginal = BALANCED,
     tol: float = 1e-6,
     max_iter: int = 10_000,
     watch: Watch = unwatched,
 ) -> Divergence:
-    r"""Compute `S(a, b) = V(a, b) - V(a, a)/2 - V(b, b)/2`, the debiased entropic cost.
+    r"""Compute `V(a, b) - V(a, a)/2 - V(b, b)/2 + epsilon (m(a) - m(b))^2 / 2`, debiased.
 
-    `V(a, b) = min_P <P, C> + epsilon KL(P | a b^T)` over `P >= 0`, `P 1 = a`, `P^T 1 = b`, with
-    `KL(p|q) = sum p log(p/q) - p + q` and C the cost between the points that carry a and b. S is at
-    least zero, and zero only for equal measures; it grows from an optimal transport cost (epsilon
-    to 0) to a squared kernel distance (epsilon to infinity). V(a, b) by `transport.sinkhorn`,
-    V(a, a) and V(b, b) by the averaged sweep `f <- (f + s(f))/2`, s the softmin of the cost minus
-    f; all three to the same tolerance.
+    `V(a, b) = min_P <P, C> + D(P 1 | a) + D(P^T 1 | b) + epsilon KL(P | a b^T)` over `P >= 0`, with
+    `KL(p|q) = sum p log(p/q) - p + q`, C the cost between the points that carry a and b, m the
+    mass, and D the penalty of `marginal`: balanced, `P 1 = a` and `P^T 1 = b`. The divergence is at
+    least zero, and zero only for equal measures; balanced, it grows from an optimal transport cost
+    (epsilon to 0) to a squared kernel distance (epsilon to infinity). V(a, b) by
+    `transport.sinkhorn`; balanced V(a, a) and V(b, b) by the averaged sweep `f <- (f + s(f))/2`, s
+    the softmin of the cost minus f; all three to the same tolerance.
 
     Shapes: geometry x (n, d), y (m, d), a (n,), b (m,).
 
     Args:
         a: source weights, at least zero; None is uniform with mass one. A zero means absent.
-        b: target weights; rescaled to the mass of a where they differ by less than 1e-5 of it.
+        b: target weights; balanced rescaled to the mass of a where they differ by less than 1e-5
+            of it.
         epsilon: entropic strength, in units of the cost.
-        tol: each term stops when the L1 errors of both its marginals, together, are below this
-            share of the mass.
+        marginal: what both marginals of each term owe to their weights.
+        tol: each term stops when its marginals miss those that are optimal for its potentials by
+            less than this share of the mass, in L1 and both together.
         max_iter: sweeps for each term.
         watch: asked during all three solves whether to go on; told the progress of the first.
 
@@ -128,31 +133,35 @@ def divergence(
     Notes:
         Time O(n m + n^2 + m^2) a sweep; memory likewise. Averaged sweeps halve the error at every
         epsilon, as kernels exp(-C/epsilon) of both costs are positive. float64 inside, whatever the
-        inputs are: the terms cancel.
+        inputs are: the terms cancel. A marginal that is not balanced takes `transport.sinkhorn`'s
+        sweeps for all three terms; `free` costs nothing but the entropic term.
         Gradients: envelope theorem. dS/da = f - f_aa, dS/db = g - g_bb up to constants, right along
-        every change of a and b that keeps their masses equal; dS/dx and dS/dy through the costs,
-        weighted by the three plans. Second derivatives by the implicit function theorem.
+        every change of a and b that keeps their masses equal (else as in `transport.sinkhorn`);
+        dS/dx and dS/dy through the costs, weighted by the three plans. Second derivatives by the
+        implicit function theorem.
 
     References:
         Genevay, Peyre, Cuturi 2018, arXiv:1706.00292 (the divergence); Feydy, Sejourne, Vialard,
         Amari, Trouve, Peyre 2019, arXiv:1810.08278, theorem 1 (positivity) and section 3 (averaged
-        sweep).
+        sweep); Sejourne, Feydy, Vialard, Trouve, Peyre 2019, arXiv:1910.12958 (unbalanced).
     """
     dtype = geometry.x.dtype
     x, y = geometry.x.double(), geometry.y.double()
-    across, within_x, within_y = (
-        costs(PointClouds(*pair, geometry.cost)) for pair in ((x, y), (x, x), (y, y))
-    )
+    pairs = (x, y), (x, x), (y, y)
+    across, within_x, within_y = (costs(replace(geometry, x=p, y=q)) for p, q in pairs)
     a, b = weights("a", a, len(x), x), weights("b", b, len(y), y)
-    b, cautions = same_mass(a, b)
-    for C in (across, within_x, within_y):
-        check_reachable(C.detach(), epsilon, tol)
-    ab = _between(across, a, b, epsilon, tol, max_iter, watch)
-    aa = _alone(within_x, a, epsilon, tol, max_iter, quietly(watch))
-    bb = _alone(within_y, b, epsilon, tol, max_iter, quietly(watch))
+    marginal = simplified(marginal)
+    ask = Ask(epsilon, marginal, marginal, tol, max_iter, watch)
+    largest = max(largest_cost(C) for C in (across, within_x, within_y))
+    b, cautions = checked(largest, a, b, ask)
+    ab = _between(across, a, b, ask)
+    silent, alone = replace(ask, watch=quietly(watch)), _alone if ask.balanced else _itself
+    aa, bb = alone(within_x, a, silent), alone(within_y, b, silent)
     value = ab.value - aa.value / 2 - bb.value / 2
-    largest = max(float(C.detach().amax()) for C in (across, within_x, within_y))
-    certificate = _bounds(float(value.detach()), ab, aa, bb, largest * float(a.detach().sum()))
+    if not ask.balanced:
+        value = value + epsilon / 2 * (a.sum() - b.sum()).square()
+    mass = float(torch.maximum(a.detach().sum(), b.detach().sum()))
+    certificate = _bounds(float(value.detach()), ab, aa, bb, _scale(largest, ask, mass))
     tensors = (value, ab.value, aa.value, bb.value, ab.f, ab.g, aa.f, bb.g)
     return Divergence(
         *(t.to(dtype) for t in tensors),
@@ -162,43 +171,55 @@ def divergence(
     )
 
 
+def _scale(largest: float, ask: Ask, mass: float) -> float:
+    """Bound the numbers that cancel in the divergence."""
+    strength = 0.0 if isinstance(ask.marginal_a, Balanced | Range | Free) else ask.marginal_a.rho
+    return mass * (largest + 2 * strength) + (0 if ask.balanced else ask.epsilon * mass * mass)
+
+
 def _between(
-    C: Float[Tensor, "n m"],
-    a: Float[Tensor, "n"],
-    b: Float[Tensor, "m"],
-    epsilon: float,
-    tol: float,
-    max_iter: int,
-    watch: Watch,
+    C: Float[Tensor, "n m"], a: Float[Tensor, "n"], b: Float[Tensor, "m"], ask: Ask
 ) -> Term:
     """Solve for two measures; the number is the dual value, its derivatives those of the value."""
-    solved = sinkhorn(CostMatrix(C), a, b, epsilon=epsilon, tol=tol, max_iter=max_iter, watch=watch)
+    solved = entropic(C, a, b, ask)
     seen = solved.certificate
     value = solved.value + (seen.dual_value - solved.value.detach())
     errors = seen.marginal_error_a, seen.marginal_error_b
-    return Term(value, solved.f, solved.g, seen.duality_gap or 0.0, errors, solved.stop)
+    return Term(value, solved.f, solved.g, _gap(seen), errors, solved.stop)
 
 
-def _alone(
-    C: Float[Tensor, "n n"],
-    a: Float[Tensor, "n"],
-    epsilon: float,
-    tol: float,
-    max_iter: int,
-    watch: Watch,
-) -> Term:
+def _itself(C: Float[Tensor, "n n"], a: Float[Tensor, "n"], ask: Ask) -> Term:
+    """Solve between a measure and itself, where a kink keeps averaged sweeps from ending."""
+    term = _between(C, a, a, ask)
+    f = (term.f + term.g) / 2
+    return replace(term, f=f, g=f)
+
+
+def _gap(seen: Entropic) -> float:
+    if seen.duality_gap is None:
+        raise IllPosed(
+            "marginal",
+            "must all travel although the cost forbids pairs: then no bounds are known; relax the"
+            " marginal, as with kl, or take another cost",
+        )
+    return seen.duality_gap
+
+
+def _alone(C: Float[Tensor, "n n"], a: Float[Tensor, "n"], ask: Ask) -> Term:
     r"""Solve between a measure and itself: one potential, `P_ij = a_i a_j exp((f_i+f_j-C_ij)/eps)`.
 
     The mean of the two potentials from `Optimum` is free of their gauge, and so are its gradients.
     """
+    epsilon = ask.epsilon
     present = a.detach().nonzero()[:, 0]
     whole = len(present) == len(a)
     inner = (C, a) if whole else (C[present][:, present], a[present])
-    f, stop = _averaged(inner[0].detach(), inner[1].detach(), epsilon, tol, max_iter, watch)
+    f, stop = _averaged(
+        inner[0].detach(), inner[1].detach(), epsilon, ask.tol, ask.max_iter, ask.watch
+    )
     with torch.no_grad():
         logs = inner[1].log() + f / epsilon
         plan = torch.exp(logs[:, None] + logs - inner[0] / epsilon)
-        ask = Ask(epsilon, BALANCED, BALANCED, tol, max_iter, watch)
         seen, _ = measured(ask.problem(inner[0], inner[1], inner[1]), f, f, plan)
     left, right, plan = Optimum.apply(inner[0], inner[1], inner[1], (f, f), plan, epsilon)
     f = (left + right) / 2
@@ -208,7 +229,7 @@ def _alone(
     slope = epsilon * (a.detach().sum() - 1)
     value = Envelope.apply(value, C, a, a, plan, f + slope, f + slope)
     errors = seen.marginal_error_a, seen.marginal_error_b
-    return Term(value, f, f, seen.duality_gap or 0.0, errors, stop)
+    return Term(value, f, f, _gap(seen), errors, stop)
 
 
 def _averaged(

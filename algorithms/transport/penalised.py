@@ -6,21 +6,26 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithms.errors import IllPosed
+from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch
-from algorithms.marginals import KL, Balanced, Marginal
+from algorithms.marginals import KL, Balanced, Marginal, Range
 from algorithms.transport import unbalanced
 from algorithms.transport.aprox import (
     conjugate,
+    hard,
     needs_mass,
     penalty,
     pinned,
     relaxed,
     stiffness,
 )
-from algorithms.transport.entropic import balanced_optimum, restored
+from algorithms.transport.entropic import balanced_optimum, check_reachable, restored
 from algorithms.transport.implicit import Envelope, Give, Optimum
+from algorithms.transport.measures import same_mass
 from algorithms.transport.objective import (
+    Matrices,
+    Products,
+    check_masses,
     dual_value,
     feasible_plan,
     missed,
@@ -29,6 +34,8 @@ from algorithms.transport.objective import (
     whole_objective,
 )
 from algorithms.transport.unbalanced import Problem, distance, softmin
+
+BALANCED = Balanced()
 
 
 @dataclass(frozen=True)
@@ -74,6 +81,11 @@ class Ask:
         """Tell whether both marginals are given."""
         return isinstance(self.marginal_a, Balanced) and isinstance(self.marginal_b, Balanced)
 
+    @property
+    def hard(self) -> bool:
+        """Tell whether both sides forbid some marginals."""
+        return hard(self.marginal_a) and hard(self.marginal_b)
+
     def problem(self, C: Tensor, a: Tensor, b: Tensor) -> Problem:
         """Return the problem for these arrays, out of any graph."""
         a, b = a.detach().double(), b.detach().double()
@@ -90,6 +102,23 @@ class Found:
     value: Float[Tensor, ""]
     certificate: Certificate
     stop: Stop
+
+
+def simplified(marginal: Marginal) -> Marginal:
+    """Call a range without width what it is."""
+    return BALANCED if marginal == Range(1.0, 1.0) else marginal
+
+
+def checked(
+    largest: float, a: Float[Tensor, "n"], b: Float[Tensor, "m"], ask: Ask
+) -> tuple[Float[Tensor, "m"], tuple[Caution, ...]]:
+    """Refuse what has no answer; return b, of the mass of a where both must travel."""
+    cautions: tuple[Caution, ...] = ()
+    if ask.balanced:
+        b, cautions = same_mass(a, b)
+    check_masses(ask.marginal_a, ask.marginal_b, a, b)
+    check_reachable(largest, a.dtype, ask.epsilon, ask.tol)
+    return b, cautions
 
 
 def entropic(
@@ -135,16 +164,30 @@ def measured(
 ) -> tuple[Certificate, Float[Tensor, ""]]:
     """Compute the certificate and the objective of the plan of f, g."""
     mu, nu = P.sum(1, dtype=torch.float64), P.sum(0, dtype=torch.float64)
-    f, g, mass = f.double(), g.double(), mu.sum()
+    f, g = f.double(), g.double()
+    certificate = certified(p, f, g, mu, nu, Matrices(P, p.C))
+    return certificate, objective(p, f, g, mu, nu).to(P.dtype)
+
+
+def certified(
+    p: Problem,
+    f: Float[Tensor, "n"],
+    g: Float[Tensor, "m"],
+    mu: Float[Tensor, "n"],
+    nu: Float[Tensor, "m"],
+    plan: Products,
+) -> Certificate:
+    """Compute the certificate of potentials and the marginals of their plan."""
+    mass = mu.sum()
     dual = dual_value(p, f, g, mass)
     # the true gap is not negative: rounding may say so by an ulp of the value
-    gap = (upper_bound(p, f, g, P, mu, nu) - dual).clamp_min(0)
+    gap = (upper_bound(p, f, g, mu, nu, plan) - dual).clamp_min(0)
     apart = distance(p.marginal_a, p.a, f, mu) + distance(p.marginal_b, p.b, g, nu)
     identity = None
     if isinstance(p.marginal_a, KL) and isinstance(p.marginal_b, KL):
         masses = p.a @ (-f / p.marginal_a.rho).exp(), p.b @ (-g / p.marginal_b.rho).exp()
         identity = float(max((masses[0] - mass).abs(), (masses[1] - mass).abs()))
-    certificate = Certificate(
+    return Certificate(
         missed(p.marginal_a, p.a, mu),
         missed(p.marginal_b, p.b, nu),
         float(apart),
@@ -152,7 +195,6 @@ def measured(
         float(dual),
         float(gap) if bool(gap.isfinite()) else None,
     )
-    return certificate, objective(p, f, g, mu, nu).to(P.dtype)
 
 
 def _measured_again(
@@ -254,9 +296,20 @@ def with_derivatives(
         return Envelope.apply(value, C, a, b, plan, f, g + slope)
     ratio_a = _ratio(plan, a, (f, g, C, b), ask.epsilon)
     ratio_b = _ratio(plan.T, b, (g, f, C.T, a), ask.epsilon)
-    along_a = -conjugate(ask.marginal_a, -f) - ask.epsilon * (ratio_a - b.sum())
-    along_b = -conjugate(ask.marginal_b, -g) - ask.epsilon * (ratio_b - a.sum())
+    along_a, along_b = slopes(ask, (a, b), (f, g), (ratio_a, ratio_b))
     return Envelope.apply(value, C, a, b, plan, along_a, along_b)
+
+
+def slopes(
+    ask: Ask,
+    weights: tuple[Tensor, Tensor],
+    potentials: tuple[Tensor, Tensor],
+    ratios: tuple[Tensor, Tensor],
+) -> tuple[Tensor, Tensor]:
+    """Return dV/da and dV/db of a problem that is not balanced."""
+    (a, b), (f, g) = weights, potentials
+    along_a = -conjugate(ask.marginal_a, -f) - ask.epsilon * (ratios[0] - b.sum())
+    return along_a, -conjugate(ask.marginal_b, -g) - ask.epsilon * (ratios[1] - a.sum())
 
 
 def _ratio(

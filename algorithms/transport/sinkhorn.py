@@ -1,8 +1,9 @@
 """Entropic optimal transport, balanced or not."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -11,18 +12,25 @@ from torch import Tensor
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import Geometry, PointClouds
 from algorithms.iterate import Stop, Watch, unwatched
-from algorithms.marginals import Balanced, Marginal, Range
+from algorithms.marginals import Marginal
 from algorithms.sparse import SparsePlan
-from algorithms.transport.aprox import hard
-from algorithms.transport.entropic import check_reachable, floor_caution
-from algorithms.transport.measures import costs, same_mass, weights
-from algorithms.transport.objective import check_masses
-from algorithms.transport.penalised import Ask, Certificate, Found, entropic
+from algorithms.transport.entropic import floor_caution, largest_cost
+from algorithms.transport.measures import costs, weights
+from algorithms.transport.penalised import (
+    BALANCED,
+    Ask,
+    Certificate,
+    Found,
+    checked,
+    entropic,
+    simplified,
+)
 from algorithms.transport.readings import PlanForm, barycentric_map, entries_of
+from algorithms.transport.small_answers import answer_small
+from algorithms.transport.streamed_answer import Reading, mean_cost, streamed_answer, streams
 
 Method = Literal["auto", "dense", "streamed"]
 Reference = Literal["product", "counting"]
-BALANCED = Balanced()
 # The entropic strength of a question that names none, in means of the cost.
 RELATIVE = 0.05
 # A plan this near to a b^T, in KL a unit of mass, says nothing of the cost.
@@ -136,58 +144,56 @@ def sinkhorn(
         arXiv:1711.01851 (over-relaxation); Altschuler, Weed, Rigollet 2017, arXiv:1705.09634,
         algorithm 2 (rounding).
     """
-    C = costs(geometry)
-    a, b = weights("a", a, C.shape[0], C), weights("b", b, C.shape[1], C)
     if barycentric and not isinstance(geometry, PointClouds):
         raise IllPosed("barycentric", "needs points: a cost matrix has no place to map to")
-    epsilon = resolved(C.detach(), epsilon, epsilon_relative)
-    sides = _simplified(marginal_a), _simplified(marginal_b)
-    ask = Ask(epsilon, *sides, tol, max_iter, watch, rounded)
-    b, cautions = _checked(C.detach(), a, b, ask)
-    if entropy_reference == "counting":
-        priced = counted(C, a, b, epsilon)
-        found = _discounted(entropic(priced, a, b, ask, f0=f0, g0=g0), a, b, epsilon)
+    counting = entropy_reference == "counting"
+    small = plan_form in ("top", "none") and not (rounded or counting)
+    sides = simplified(marginal_a), simplified(marginal_b)
+    if method == "streamed" and not small:
+        raise IllPosed(
+            "method", "streamed forms no plan: plan_form top or none, not rounded, product"
+        )
+    if method == "streamed" or (method == "auto" and small and streams(geometry)):
+        strength = resolved(mean_cost(geometry), epsilon, epsilon_relative)
+        ask = Ask(strength, *sides, tol, max_iter, watch)
+        reading = Reading(top if plan_form == "top" else 0, barycentric)
+        return EntropicPlan(**vars(streamed_answer(geometry, a, b, ask, reading, (f0, g0))))
+    C = costs(geometry)
+    a, b = weights("a", a, C.shape[0], C), weights("b", b, C.shape[1], C)
+    finite = torch.where(C.isfinite(), C, 0.0)
+    mean = float(C.detach()[C.isfinite()].mean(dtype=torch.float64))
+    strength = resolved(mean, epsilon, epsilon_relative)
+    ask = Ask(strength, *sides, tol, max_iter, watch, rounded)
+    b, cautions = checked(largest_cost(C), a, b, ask)
+    if rounded and ask.hard and not bool(C.isfinite().all()):
+        raise IllPosed("rounded", "would send mass across forbidden pairs; leave it out")
+    if counting:
+        priced = counted(C, a, b, strength)
+        found = _discounted(entropic(priced, a, b, ask, f0=f0, g0=g0), a, b, strength)
     else:
         priced, found = C, entropic(C, a, b, ask, f0=f0, g0=g0)
     plan, entries, image = found.plan, entries_of(found.plan, plan_form, top), None
-    cost, mass = (plan * torch.where(C.isfinite(), C, 0.0)).sum(), plan.sum()
+    cost, mass = (plan * finite).sum(), plan.sum()
     if barycentric:
         assert isinstance(geometry, PointClouds)
-        logs = (b.log() + (found.g - priced) / epsilon).detach()
+        logs = (b.log() + (found.g - priced) / strength).detach()
         image = barycentric_map(plan, geometry.x, geometry.y, logs)
-    cautions += floor_caution(C.detach(), epsilon, found.stop, tol)
+    cautions += floor_caution(largest_cost(C), C.dtype, strength, found.stop, tol)
     cautions += _cautions(priced.detach(), a.detach(), b.detach(), found, ask)
     return EntropicPlan(
         plan if plan_form == "dense" else None,
         entries,
         torch.zeros_like(mass) if entries is None else mass.detach() - entries.mass.sum(),
         image,
-        *(found.f, found.g, epsilon, found.value, cost, mass, plan.sum(1), plan.sum(0)),
+        *(found.f, found.g, strength, found.value, cost, mass, plan.sum(1), plan.sum(0)),
         certificate=found.certificate,
         stop=found.stop,
         cautions=cautions,
     )
 
 
-def _checked(
-    C: Float[Tensor, "n m"], a: Float[Tensor, "n"], b: Float[Tensor, "m"], ask: Ask
-) -> tuple[Float[Tensor, "m"], tuple[Caution, ...]]:
-    """Refuse what has no answer; return b of the mass of a where both must travel."""
-    cautions: tuple[Caution, ...] = ()
-    if ask.balanced:
-        b, cautions = same_mass(a, b)
-    check_masses(ask.marginal_a, ask.marginal_b, a, b)
-    check_reachable(C, ask.epsilon, ask.tol)
-    both_hard = hard(ask.marginal_a) and hard(ask.marginal_b)
-    if ask.rounded and both_hard and not bool(C.isfinite().all()):
-        raise IllPosed("rounded", "would send mass across forbidden pairs; leave it out")
-    return b, cautions
-
-
-def resolved(
-    C: Float[Tensor, "n m"], epsilon: float | None, epsilon_relative: float | None
-) -> float:
-    """Return the entropic strength in units of the cost."""
+def resolved(mean: float, epsilon: float | None, epsilon_relative: float | None) -> float:
+    """Return the entropic strength in units of the cost, of which the mean is given."""
     if epsilon is not None:
         if epsilon_relative is not None:
             raise IllPosed("epsilon_relative", "is given beside epsilon; give one of the two")
@@ -195,14 +201,9 @@ def resolved(
     share = RELATIVE if epsilon_relative is None else epsilon_relative
     if not (math.isfinite(share) and share > 0):
         raise IllPosed("epsilon_relative", f"is {share}; it must be positive and finite")
-    mean = float(C[C.isfinite()].double().mean())
     if not mean > 0:
         raise IllPosed("epsilon_relative", f"needs a positive mean cost, and it is {mean:.3g}")
     return share * mean
-
-
-def _simplified(marginal: Marginal) -> Marginal:
-    return BALANCED if marginal == Range(1.0, 1.0) else marginal
 
 
 def counted(
@@ -235,8 +236,7 @@ def _cautions(
     f, g, P, stop = found.f.detach(), found.g.detach(), found.plan.detach(), found.stop
     finite, mass = C.isfinite(), float(P.sum())
     said: list[Caution] = []
-    both_hard = hard(ask.marginal_a) and hard(ask.marginal_b)
-    if both_hard and stop.status != "converged" and not bool(finite.all()):
+    if ask.hard and stop.status != "converged" and not bool(finite.all()):
         said.append(
             Caution(
                 "forbidden_pairs",
@@ -267,3 +267,21 @@ def _cautions(
                 )
             )
     return tuple(said)
+
+
+def many(
+    questions: Sequence[Mapping[str, Any]], *, watch: Watch = unwatched
+) -> list[EntropicPlan | IllPosed]:
+    """Answer many questions: plain small ones in one tensor, every other by `sinkhorn` itself.
+
+    Problems are swept together by shape, each with its own epsilon, tol and max_iter; those that
+    have converged leave, and those that crawl are solved alone.
+    """
+    answers: list[EntropicPlan | IllPosed] = []
+    for question, fields in zip(questions, answer_small(questions, RELATIVE, watch), strict=True):
+        try:
+            alone = fields is None
+            answers.append(sinkhorn(**question, watch=watch) if alone else EntropicPlan(**fields))
+        except IllPosed as error:
+            answers.append(error)
+    return answers

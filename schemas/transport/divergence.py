@@ -6,14 +6,17 @@ from pydantic import Field, model_validator
 
 from schemas.arrays import ArrayRef, Differentiable, Dims, Request, Result, Strict
 from schemas.geometry import PointClouds, sizes
-from schemas.measures import check_equal_masses, check_weights
+from schemas.marginals import Balanced, Marginal, check_masses_meet
+from schemas.measures import check_weights
+
+BALANCED = Balanced()
 
 
 class DivergenceRequest(Request):
-    """Sinkhorn divergence between two weighted point clouds of equal mass.
+    """Sinkhorn divergence between two weighted point clouds, of equal mass or not.
 
-    `S(a, b) = V(a, b) - V(a, a)/2 - V(b, b)/2` with V the optimum of `transport.sinkhorn`: zero
-    exactly when the measures are equal, positive otherwise.
+    `S(a, b) = V(a, b) - V(a, a)/2 - V(b, b)/2 + epsilon (m(a) - m(b))^2 / 2` with V the optimum of
+    `transport.sinkhorn` and m the mass: zero exactly when the measures are equal, else positive.
     """
 
     geometry: PointClouds = Field(description="Two point clouds and the cost between points.")
@@ -21,12 +24,18 @@ class DivergenceRequest(Request):
         None, description="Source weights, >= 0; null is uniform with mass 1."
     )
     b: Annotated[ArrayRef, Dims("m"), Differentiable()] | None = Field(
-        None, description="Target weights, >= 0, of the same total; null is uniform with mass 1."
+        None,
+        description="Target weights, >= 0; null is uniform with mass 1. Balanced: of equal total.",
     )
     epsilon: float = Field(
         gt=0,
         description="Entropic strength in units of the cost: small is close to optimal transport, "
         "large to a kernel distance.",
+    )
+    marginal: Marginal = Field(
+        BALANCED,
+        description="What both marginals of each term owe to their weights: all of it (balanced), "
+        "or a price.",
     )
     tol: float = Field(
         1e-6,
@@ -42,7 +51,7 @@ class DivergenceRequest(Request):
     def _masses(self) -> "DivergenceRequest":
         check_weights("a", self.a)
         check_weights("b", self.b)
-        check_equal_masses(self.a, self.b)
+        check_masses_meet(self.a, self.b, self.marginal, self.marginal)
         return self
 
     def footprint(self) -> int:
@@ -73,7 +82,8 @@ class DivergenceResult(Result):
     renders = ("png", "svg")
 
     divergence: Annotated[float, Differentiable()] = Field(
-        description="`value_ab - value_aa/2 - value_bb/2`; negative only within the bounds of the "
+        description="`value_ab - value_aa/2 - value_bb/2`, and half of epsilon times the square of "
+        "the difference of masses; negative only within the bounds of the "
         "certificate, and then with a warning."
     )
     value_ab: Annotated[float, Differentiable()] = Field(
