@@ -144,7 +144,20 @@ def _begun(problems: list[Small], members: list[int]) -> Together:
     s, t, one = K.sum(2), K.sum(1), torch.ones_like(epsilon)
     index = torch.tensor(members, device=C.device)
     batch = Together(
-        *(index, C, a, b, epsilon, tol, max_iter, f, g, K, torch.ones_like(s), torch.ones_like(t)),
+        *(
+            index,
+            C,
+            a,
+            b,
+            epsilon,
+            tol,
+            max_iter.long(),
+            f,
+            g,
+            K,
+            torch.ones_like(s),
+            torch.ones_like(t),
+        ),
         *(s, t, one, one * math.inf, one * math.inf, torch.zeros_like(index)),
     )
     batch.keep(-z.amin((1, 2)) < RANGE)
