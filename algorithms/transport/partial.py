@@ -1,10 +1,10 @@
-"""Exact partial optimal transport: the cheapest way to move a given mass."""
+"""Partial optimal transport, exact or entropic: the cheapest way to move a given mass."""
 
 import math
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
@@ -15,7 +15,10 @@ from algorithms.sparse import SparsePlan
 from algorithms.transport.forbidden import bounded
 from algorithms.transport.implicit import Envelope
 from algorithms.transport.measures import PROVED, SAME_MASS, check_finite, costs, weights
+from algorithms.transport.partial_entropic import EntropicPart, entropic_part
 from algorithms.transport.staircase import NO_MASS, staircase
+
+PIVOTS, SWEEPS = 10_000_000, 10_000
 
 
 @dataclass(frozen=True)
@@ -26,8 +29,10 @@ class Certificate:
         excess_a: `sum max(P 1 - a, 0)`, mass beyond the source weights.
         excess_b: `sum max(P^T 1 - b, 0)`, likewise.
         mass_error: `|sum P - mass|`.
-        dual_infeasibility: `max(f_i + g_j + lam - C_ij, f_i, g_j, 0)`.
-        duality_gap: `<P, C> - <a, f> - <b, g> - lam mass`; rounding may make it slightly negative.
+        dual_infeasibility: `max(f_i + g_j + lam - C_ij, f_i, g_j, 0)`; of the entropic form, whose
+            potentials need not stay below the cost, `max(f_i, g_j, 0)`.
+        duality_gap: `<P, C> - <a, f> - <b, g> - lam mass`, or value less dual value of the entropic
+            form; rounding, or an excess, may make it slightly negative.
     """
 
     excess_a: float
@@ -41,7 +46,8 @@ class Certificate:
 class PartialPlan:
     """The plan of the given mass, what it leaves, its potentials and price, and their proof."""
 
-    plan: SparsePlan
+    plan: SparsePlan | None
+    dense: Float[Tensor, "n m"] | None
     unmatched_a: Float[Tensor, "n"]
     unmatched_b: Float[Tensor, "m"]
     f: Float[Tensor, "n"]
@@ -76,7 +82,9 @@ def partial(
     b: Float[Tensor, "m"] | None = None,
     *,
     mass: float,
-    max_iter: int = 10_000_000,
+    epsilon: float | None = None,
+    tol: float = 1e-6,
+    max_iter: int | None = None,
     watch: Watch = unwatched,
 ) -> PartialPlan:
     r"""Solve `min_P <P, C>` over `P >= 0`, `P 1 <= a`, `P^T 1 <= b`, `sum P = mass`.
@@ -84,7 +92,10 @@ def partial(
     C (n, m) is the cost matrix of `geometry`, a and b cap what leaves and arrives. One dummy point
     on each side, free to reach, takes what is not moved: a balanced problem, solved by network
     simplex. The dual is `max <a, f> + <b, g> + lam mass` over `f_i + g_j + lam <= C_ij`,
-    `f <= 0`, `g <= 0`; lam is the price of one more unit of mass.
+    `f <= 0`, `g <= 0`; lam is the price of one more unit of mass. Given `epsilon`, the objective is
+    `<P, C> + epsilon KL(P | a b^T)`, and the optimum `a_i b_j exp((f_i+g_j+lam-C_ij)/epsilon)` with
+    the same signs: found by exact ascent of the dual, over (f, lam) and (g, lam) by turns, which is
+    Dykstra's iteration with two of its projections taken together.
 
     Shapes: geometry (n, m), a (n,), b (m,).
 
@@ -93,15 +104,20 @@ def partial(
         b: target weights, likewise; of any total.
         mass: what travels, positive and at most the smaller total; beyond it by less than 1e-5
             of it counts as equal.
-        max_iter: pivots of the network simplex. When they run out, the answer is a feasible plan
-            far from optimal, with status `max_iter` and the gap in its certificate.
-        watch: asked once, before the solve.
+        epsilon: entropic strength in units of C; None is the exact form, without entropy.
+        tol: of the entropic form: stop when the row sums miss those that f and the caps ask for by
+            less than this share of the mass, in L1.
+        max_iter: pivots of the network simplex, or sweeps of the entropic form; None is 10,000,000
+            or 10,000. When pivots run out, the answer is a feasible plan far from optimal, with
+            status `max_iter` and the gap in its certificate.
+        watch: asked before the solve, and at every sweep.
 
     Returns:
-        A `PartialPlan`: the sparse `plan`; `unmatched_a`, `unmatched_b`, the mass that stays at
-        each point; `f`, `g` (zero where some mass stays) and `lam`; `value` and `transport_cost`,
-        both `<P, C>`; a `Certificate`; the `Stop`, with the gap as residual; cautions. Costs above
-        1e12 medians are never used.
+        A `PartialPlan`: `plan`, sparse, of the exact form, or `dense` of the entropic one, and None
+        for the other; `unmatched_a`, `unmatched_b`, the mass that stays at
+        each point; `f`, `g` (zero where some mass stays) and `lam`; `value`, the objective,
+        and `transport_cost`, `<P, C>`; a `Certificate`; the `Stop`, with the gap, or what `tol`
+        bounds, as residual; cautions. Costs above 1e12 medians are never used.
 
     Notes:
         float64 on the CPU inside, whatever the inputs are; time about O(n m (n + m)), memory
@@ -109,11 +125,14 @@ def partial(
         `min_P <P, C> + rho_a |a - P 1|_1 + rho_b |b - P^T 1|_1` when rho_a + rho_b = lam. At the
         largest mass lam and one of f, g are determined up to a shift only.
         Gradients: envelope theorem, dV/dC = P, dV/da = f, dV/db = g; subgradients where plan or
-        potentials are not unique, one-sided where a change would make the mass infeasible.
+        potentials are not unique, one-sided where a change would make the mass infeasible. In the
+        entropic form dV/da = f + epsilon (m(b) - P 1 / a), and likewise for b; its
+        `transport_cost` has no gradient.
 
     References:
         Caffarelli, McCann 2010, doi:10.4007/annals.2010.171.673 (the problem, its Lagrangian);
-        Chapel, Alaya, Gasso 2020, arXiv:2002.08276, proposition 1 (dummy points).
+        Chapel, Alaya, Gasso 2020, arXiv:2002.08276, proposition 1 (dummy points); Benamou,
+        Carlier, Cuturi, Nenna, Peyre 2015, arXiv:1412.5154, section 5 (entropic form).
     """
     check_finite(geometry)
     wide, like = geometry.wide(), geometry.like
@@ -121,8 +140,13 @@ def partial(
     a, b = weights("a", a, C.shape[0], like), weights("b", b, C.shape[1], like)
     p, q = (w.detach().double().cpu() for w in (a, b))
     mass = _movable(mass, float(p.sum()), float(q.sum()))
+    if epsilon is not None:
+        sweeps = SWEEPS if max_iter is None else max_iter
+        allowed = geometry.matrix() if forbidden is None else _barred(geometry.matrix(), forbidden)
+        part = entropic_part(allowed, a, b, mass, epsilon, tol=tol, max_iter=sweeps, watch=watch)
+        return _entropic(part, a, b, cautions)
     if watch(0, math.inf):
-        basis = _solved(C, p, q, mass, max_iter)
+        basis = _solved(C, p, q, mass, PIVOTS if max_iter is None else max_iter)
     else:
         basis = _shared(C, p, q, mass, "interrupted")
     if forbidden is not None and basis.status == "converged":
@@ -138,7 +162,25 @@ def partial(
     value = Envelope.apply(value, prices, a, b, moved, f, g)
     stop = _judged(basis, certificate, PROVED[a.dtype], float(C.abs().amax()), mass)
     return PartialPlan(
-        plan, left_a, left_b, f, g, lam, value, value, certificate, stop, cautions
+        plan, None, left_a, left_b, f, g, lam, value, value, certificate, stop, cautions
+    )  # fmt: skip
+
+
+def _barred(C: Float[Tensor, "n m"], forbidden: Bool[Tensor, "n m"]) -> Float[Tensor, "n m"]:
+    """Make costs of forbidden pairs infinite: their entries of an entropic plan are zero."""
+    return torch.where(forbidden.to(C.device), math.inf, C)
+
+
+def _entropic(
+    part: EntropicPart, a: Tensor, b: Tensor, cautions: tuple[Caution, ...]
+) -> PartialPlan:
+    left_a, left_b = (
+        (w.detach() - part.plan.sum(axis)).clamp_min(0) for w, axis in ((a, 1), (b, 0))
+    )
+    certificate = Certificate(*part.off, part.beyond, part.gap)
+    return PartialPlan(
+        None, part.plan, left_a, left_b, part.f, part.g, part.lam, part.value,
+        part.transport_cost, certificate, part.stop, cautions,
     )  # fmt: skip
 
 

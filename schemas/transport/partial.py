@@ -1,4 +1,4 @@
-"""Exact partial optimal transport."""
+"""Partial optimal transport, exact or entropic."""
 
 from typing import Annotated
 
@@ -12,9 +12,10 @@ from schemas.sparse import SparsePlan
 
 
 class PartialRequest(Request):
-    """Exact partial optimal transport: the cheapest way to move a given mass.
+    """Partial optimal transport: the cheapest way to move a given mass.
 
-    Minimises `<P, C>` over P >= 0 with `P 1 <= a`, `P^T 1 <= b` and total `mass`.
+    Minimises `<P, C>`, plus `epsilon KL(P | a b^T)` where epsilon is given, over P >= 0 with
+    `P 1 <= a`, `P^T 1 <= b` and total `mass`.
     """
 
     geometry: Geometry = Field(description="The cost, as a matrix or between two point clouds.")
@@ -27,8 +28,21 @@ class PartialRequest(Request):
     mass: float = Field(
         gt=0, description="What travels: more than none, at most the smaller of both totals."
     )
-    max_iter: int = Field(
-        10_000_000, ge=1, le=10**12, description="Pivots of the network simplex before giving up."
+    epsilon: float | None = Field(
+        None, gt=0, description="Entropic strength, in units of the cost; null is the exact form."
+    )
+    tol: float = Field(
+        1e-6,
+        gt=0,
+        description="Of the entropic form: error of the row sums, as a share of the mass, at which "
+        "to stop.",
+    )
+    max_iter: int | None = Field(
+        None,
+        ge=1,
+        le=10**12,
+        description="Pivots of the network simplex, or sweeps of the entropic form, before giving "
+        "up; null is 10,000,000, or 10,000.",
     )
 
     @model_validator(mode="after")
@@ -68,7 +82,10 @@ class PartialResult(Result):
 
     renders = ("png", "svg")
 
-    plan: SparsePlan
+    plan: SparsePlan | None = Field(description="The plan of the exact form, else null.")
+    dense: Annotated[ArrayRef, Dims("n m")] | None = Field(
+        description="The plan of the entropic form, else null."
+    )
     unmatched_a: Annotated[ArrayRef, Dims("n")] = Field(
         description="Mass that stays at each source point: `a - P 1`."
     )
@@ -82,8 +99,12 @@ class PartialResult(Result):
     lam: float = Field(
         description="Price of mass: the slope of `value` in `mass`, in units of the cost."
     )
-    value: Annotated[float, Differentiable()] = Field(description="The optimal `<P, C>`.")
-    transport_cost: Annotated[float, Differentiable()] = Field(description="The same.")
+    value: Annotated[float, Differentiable()] = Field(
+        description="The objective: `<P, C>`, with the entropic term where there is one."
+    )
+    transport_cost: Annotated[float, Differentiable()] = Field(
+        description="`<P, C>`; its gradient exists in the exact form."
+    )
     certificate: Certificate
 
 

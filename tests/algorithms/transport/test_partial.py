@@ -11,6 +11,7 @@ from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds
 from algorithms.transport.exact import exact
 from algorithms.transport.partial import partial
+from algorithms.transport.sinkhorn import sinkhorn
 from schemas.arrays import Shelf
 from schemas.transport.partial import PartialRequest
 from tests.problems.transport import cloud, generator, random_cost, random_weights, uniform
@@ -272,3 +273,125 @@ def test_mass_above_the_total_by_rounding_is_all_of_it():
     answer = partial(geometry, a, b, mass=1 + 5e-6)
     assert answer.stop.status == "converged"
     assert float(answer.plan.mass.sum()) == pytest.approx(1.0, abs=ROUNDING)
+
+
+# entropic form ------------------------------------------------------------------------------------
+
+TIGHTLY = 1e-11  # asked of row sums, as a share of the mass
+GAP = 1e-9  # what that leaves of gap and value, for costs of size one
+
+
+def check_entropic(answer, geometry, a, b, mass, epsilon):
+    """Hold plan and potentials against the optimality conditions, the value against its dual."""
+    C, P, f, g = geometry.matrix(), answer.dense, answer.f, answer.g
+    assert answer.stop.status == "converged"
+    assert answer.plan is None
+    expected = a[:, None] * b * ((f[:, None] + g + answer.lam - C) / epsilon).exp()
+    torch.testing.assert_close(P, expected, rtol=1e-9, atol=0)
+    assert float(P.sum()) == pytest.approx(mass, rel=ROUNDING)
+    assert max(f.max(), g.max()) <= 0
+    assert float((P.sum(1) - a).amax()) < GAP
+    assert float((P.sum(0) - b).amax()) < GAP
+    assert float((f * (P.sum(1) - a)).abs().sum() + (g * (P.sum(0) - b)).abs().sum()) < GAP
+    relative = torch.where(P > 0, P * (P / (a[:, None] * b)).log(), 0.0).sum()
+    value = (P * C).sum() + epsilon * (relative - P.sum() + a.sum() * b.sum())
+    assert answer.value.item() == pytest.approx(value.item(), abs=GAP)
+    dual = a @ f + b @ g + answer.lam * mass - epsilon * (P.sum() - a.sum() * b.sum())
+    assert answer.certificate.duality_gap == pytest.approx(float(value - dual), abs=ROUNDING)
+    assert abs(answer.certificate.duality_gap) < GAP
+
+
+@few
+@given(seeds, shares, st.sampled_from([1.0, 0.1, 0.02]))
+def test_law_entropic_answers_are_proved(seed, mass, epsilon):
+    geometry, a, b = problem(7, 9, seed)
+    answer = partial(geometry, a, b, mass=mass, epsilon=epsilon, tol=TIGHTLY)
+    check_entropic(answer, geometry, a, b, mass, epsilon)
+
+
+def test_entropic_plans_come_to_the_exact_one():
+    geometry, a, b = problem(8, 6, 0)
+    best = partial(geometry, a, b, mass=0.6).value.item()
+    costs = [
+        partial(geometry, a, b, mass=0.6, epsilon=e).transport_cost.item()
+        for e in (0.1, 0.01, 1e-3)
+    ]
+    assert costs[0] > costs[1] > costs[2] - GAP > best - 2e-6
+    assert costs[2] == pytest.approx(best, abs=2e-6)  # exp(-gap of vertices / 1e-3), and tol
+
+
+def test_the_whole_mass_is_entropic_transport():
+    C, a, b = random_cost(8, 6, 0), random_weights(8, 0), random_weights(6, 1)
+    answer = partial(CostMatrix(C), a, b, mass=1.0, epsilon=0.1, tol=TIGHTLY)
+    whole = sinkhorn(CostMatrix(C), a, b, epsilon=0.1, tol=TIGHTLY)
+    torch.testing.assert_close(answer.dense, whole.plan, atol=GAP, rtol=0)
+    assert answer.value.item() == pytest.approx(whole.value.item(), abs=GAP)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_entropic_form_agrees_with_pot_and_is_right_where_that_is_not_a_number(capsys):
+    ot = pytest.importorskip("ot")
+    geometry, a, b = PointClouds(cloud(20, 2, 0), cloud(20, 2, 1)), uniform(20), uniform(20)
+    C = geometry.matrix()
+    theirs = ot.partial.entropic_partial_wasserstein(
+        a.numpy(), b.numpy(), C.numpy(), 0.5, m=0.7, numItermax=100_000, stopThr=1e-14
+    )
+    answer = partial(geometry, a, b, mass=0.7, epsilon=0.5, tol=TIGHTLY)
+    np.testing.assert_allclose(answer.dense.numpy(), theirs, atol=GAP)
+    theirs = ot.partial.entropic_partial_wasserstein(a.numpy(), b.numpy(), C.numpy(), 1e-3, m=0.7)
+    assert not np.isfinite(theirs).all()  # its kernel underflows
+    answer = partial(geometry, a, b, mass=0.7, epsilon=1e-3, tol=TIGHTLY)
+    check_entropic(answer, geometry, a, b, 0.7, 1e-3)
+
+
+def test_gradients_of_the_entropic_value_match_differences():
+    geometry, a, b = problem(4, 5, 1)
+    leaves = [t.clone().requires_grad_() for t in (geometry.C, a, b)]
+    value = lambda C, a, b: partial(CostMatrix(C), a, b, mass=0.6, epsilon=0.2, tol=1e-13).value
+    assert torch.autograd.gradcheck(value, leaves, **DIFFERENCES)
+    answer = partial(CostMatrix(leaves[0]), mass=0.6, epsilon=0.2)
+    with pytest.raises(IllPosed) as refusal:
+        answer.transport_cost.backward()
+    assert refusal.value.field == "cotangents.transport_cost"
+
+
+@pytest.mark.parametrize("epsilon", [1e-12, 1e100])
+def test_entropic_strengths_at_the_ends_of_their_range(epsilon):
+    geometry, a, b = problem(5, 6, 0)
+    answer = partial(geometry, a, b, mass=0.4, epsilon=epsilon, max_iter=50)
+    assert answer.stop.status in ("converged", "max_iter")
+    assert answer.dense.isfinite().all()
+    assert float(answer.dense.sum()) == pytest.approx(0.4)
+
+
+def test_absent_points_and_forbidden_pairs_get_no_entropic_mass():
+    geometry, a, b = problem(5, 6, 0)
+    a[0] = 0
+    geometry.C[1, 2] = 1e16
+    answer = partial(geometry, a, b, mass=0.5, epsilon=0.1)
+    assert answer.stop.status == "converged"
+    assert answer.dense[0].sum() == answer.dense[1, 2] == 0
+    assert float(answer.dense.sum()) == pytest.approx(0.5)
+    x = torch.tensor([[0.0], [9.0]], dtype=torch.float64)
+    clouds = PointClouds(x, x[:1] + 0.5, "wfr", delta=0.5)  # the second point reaches nothing
+    with pytest.raises(IllPosed) as refusal:
+        partial(clouds, mass=0.9, epsilon=0.1)
+    assert refusal.value.field == "geometry"
+
+
+def test_entropic_solves_are_interrupted_and_capped():
+    geometry, a, b = problem(8, 9, 0)
+    stopped = partial(geometry, a, b, mass=0.9, epsilon=0.01, watch=lambda k, r: k < 3)
+    assert (stopped.stop.status, stopped.stop.iterations) == ("interrupted", 3)
+    spent = partial(geometry, a, b, mass=0.9, epsilon=0.01, tol=1e-15, max_iter=4)
+    assert (spent.stop.status, spent.stop.iterations) == ("max_iter", 4)
+    assert float(spent.dense.sum()) == pytest.approx(0.9)
+
+
+def test_entropic_single_is_close_to_double():
+    geometry, a, b = problem(8, 9, 0)
+    double = partial(geometry, a, b, mass=0.9, epsilon=0.1)
+    single = partial(CostMatrix(geometry.C.float()), a.float(), b.float(), mass=0.9, epsilon=0.1)
+    assert single.dense.dtype == torch.float32
+    assert single.stop.status == "converged"
+    torch.testing.assert_close(single.dense.double(), double.dense, atol=SINGLE, rtol=0)

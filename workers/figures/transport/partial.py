@@ -11,9 +11,10 @@ from workers.figures.transport.plan import draw_plan
 
 def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
     """Draw the plan; points that no line touches keep all their mass."""
-    sparse = answer["plan"]
-    plan = np.zeros((len(answer["f"]), len(answer["g"])))
-    plan[sparse["rows"], sparse["cols"]] = sparse["mass"]
+    sparse, plan = answer["plan"], answer["dense"]
+    if plan is None:
+        plan = np.zeros((len(answer["f"]), len(answer["g"])))
+        plan[sparse["rows"], sparse["cols"]] = sparse["mass"]
     caption = (
         f"optimal plan of mass {question['mass']:.4g}, <P, C> {answer['value']:.4g}, "
         f"price of mass {answer['lam']:.4g}, gap {answer['certificate']['duality_gap']:.1e}"
