@@ -26,7 +26,7 @@ Method = Literal["conditional_gradient", "entropic"]
 # Rounds in which plans are sought from many starts; later ones go on from the plans they have.
 SEARCHING = 2
 # Inner steps gain less than this share of the outer tolerance when they end, and so many are made.
-INNER, INNER_STEPS = 0.1, 200
+INNER, INNER_STEPS = 0.1, 20
 # Entropic plans move on by so many steps a round, or until a step moves less than this share.
 SMOOTH_STEPS, SMOOTH_TOL = 10, 1e-6
 # Default strength of `entropic`, as a share of the size of the gradient.
