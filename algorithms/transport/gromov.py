@@ -136,7 +136,7 @@ def gromov(
             and `proximal`: when it moves less than this share of the mass); None is 1e-4 between
             clouds, 1e-9 for other conditional gradients, 1e-6 for `entropic` and `proximal`.
         max_iter: steps of each start between all points; None is 8 between clouds of more than
-            180 points, where a step costs a second, 50 below, 1,000 for costs, 500 for `entropic`
+            200 points, where a step costs a second, 50 below, 1,000 for costs, 500 for `entropic`
             and `proximal`.
         generator: draws starts and centres.
         watch: asked before each step; when it says no, the best feasible plan so far is returned.

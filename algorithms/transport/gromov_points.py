@@ -27,9 +27,8 @@ from algorithms.transport.quantised import part
 from algorithms.transport.smoothed import STRENGTHS, smoothed
 from algorithms.transport.staircase import staircase
 
-# Centres a side where all starts run; torch splits matrices of 2^15 entries among its threads,
-# which starts that run at once should not wait for.
-COARSE = 180
+# Centres a side where all starts run.
+COARSE = 200
 # Centres of the levels between them and the clouds, and how many starts go on from each.
 LEVELS = ((500, 2), (1000, 1))
 # Starts that leave the coarse level, and the relative distance of G below which two are one.
@@ -41,7 +40,7 @@ FEW = 64
 # Random starts, and axes whose signs are all tried.
 RANDOM_STARTS, SIGNED_AXES = 20, 4
 # Steps between centres, and the fall of the value at which they end.
-COARSE_STEPS, COARSE_TOL = 12, 1e-4
+COARSE_STEPS, COARSE_TOL = 15, 1e-6
 # Steps between all points, where they are many and where there are no levels.
 STEPS, SMALL_STEPS = 8, 50
 # A fall below this share of the value is slow: the next step then goes twice as far.

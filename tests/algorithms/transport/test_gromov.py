@@ -330,6 +330,7 @@ def test_a_planted_copy_is_found_by_partial_matching():
     assert float(product.value) > 1e-3, "the product start alone misses it"
 
 
+@pytest.mark.slow
 def test_fewer_constraints_lower_the_value():
     x, y, a, b = mismatched(10, 9, 2)
     balanced = ask(x, y, a=a, b=b)
