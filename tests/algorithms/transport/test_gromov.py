@@ -362,8 +362,8 @@ def test_partial_fused_and_given_plans_meet_their_constraints():
 
 def test_entropic_is_stationary_and_worth_more_entropy_than_the_vertex():
     x, y, a, b = mismatched(12, 10, 3)
-    epsilon = 0.4
-    answer = ask(x, y, a=a, b=b, method="entropic", epsilon=epsilon, tol=1e-9)
+    epsilon = 4.0  # no entry is so small that rounding to exact marginals changes its logarithm
+    answer = ask(x, y, a=a, b=b, method="entropic", epsilon=epsilon, tol=1e-7)
     assert answer.plan is None
     P = answer.dense_plan
     assert max(answer.certificate.marginal_error_a, answer.certificate.marginal_error_b) < FEASIBLE
@@ -377,6 +377,7 @@ def test_entropic_is_stationary_and_worth_more_entropy_than_the_vertex():
     assert float(off.abs().max()) < 1e-5 * float(Z.abs().max())
 
 
+@pytest.mark.slow
 def test_proximal_ends_close_to_a_plan_without_entropy():
     x, y, a, b = mismatched(12, 10, 3)
     answer = ask(x, y, a=a, b=b, method="proximal")
