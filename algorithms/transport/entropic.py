@@ -1,7 +1,6 @@
 """What routines of entropic transport share: what can be met, balanced potentials, lost points."""
 
 import math
-from dataclasses import replace
 
 import torch
 from jaxtyping import Float
@@ -12,7 +11,7 @@ from algorithms.iterate import Stop, Watch
 from algorithms.marginals import KL, TV, Balanced, Berg, Marginal
 from algorithms.transport.aprox import relaxed
 from algorithms.transport.implicit import Optimum
-from algorithms.transport.scaling import Problem, half_step, solve
+from algorithms.transport.scaling import Problem, solve
 
 # Half an ulp of a potential as large as max|C|, over epsilon, is an error of the plan's exponents.
 # They average: L1 errors measured in float32 are 0.02 to 0.2 of it (n = 40 to 2000; d = 2, 50). A
@@ -22,44 +21,50 @@ REACHABLE = 1 / 64
 UNSERVED = 40.0
 
 
-def check_reachable(C: Float[Tensor, "n m"], epsilon: float, tol: float) -> None:
-    """Refuse numbers that are none, and a tolerance that rounding puts out of reach."""
-    assert C.dtype in (torch.float32, torch.float64)
+def check_reachable(largest: float, dtype: torch.dtype, epsilon: float, tol: float) -> None:
+    """Refuse numbers that are none, and a tolerance that rounding puts out of reach.
+
+    Args:
+        largest: the largest finite cost, in absolute value.
+        dtype: the type of the potentials that are returned.
+    """
+    assert dtype in (torch.float32, torch.float64)
     if not (math.isfinite(epsilon) and epsilon > 0):
         raise IllPosed("epsilon", f"is {epsilon}; it must be positive and finite")
     if not tol > 0:
         raise IllPosed("tol", f"is {tol}; it must be positive")
-    floor = REACHABLE * _exponent_error(C, epsilon)
+    floor = REACHABLE * _exponent_error(largest, dtype, epsilon)
     if tol < floor:
         raise IllPosed(
             "tol",
-            f"{tol:.1e} cannot be met in {str(C.dtype)[6:]}: max|C|/epsilon is"
-            f" {_largest(C) / epsilon:.1e} and rounding moves the marginals by more than"
+            f"{tol:.1e} cannot be met in {str(dtype)[6:]}: max|C|/epsilon is"
+            f" {largest / epsilon:.1e} and rounding moves the marginals by more than"
             f" {floor:.1e}; ask for a larger tol or epsilon, for float64, or for transport.exact",
         )
 
 
-def _largest(C: Float[Tensor, "n m"]) -> float:
-    size = C.abs()
+def largest_cost(C: Float[Tensor, "n m"]) -> float:
+    """Return the largest absolute cost that is finite."""
+    size = C.detach().abs()
     return float(torch.where(size.isfinite(), size, 0.0).amax())
 
 
-def _exponent_error(C: Float[Tensor, "n m"], epsilon: float) -> float:
-    return torch.finfo(C.dtype).eps / 2 * _largest(C) / epsilon
+def _exponent_error(largest: float, dtype: torch.dtype, epsilon: float) -> float:
+    return torch.finfo(dtype).eps / 2 * largest / epsilon
 
 
 def floor_caution(
-    C: Float[Tensor, "n m"], epsilon: float, stop: Stop, tol: float
+    largest: float, dtype: torch.dtype, epsilon: float, stop: Stop, tol: float
 ) -> tuple[Caution, ...]:
     """Say so when rounding kept the error above the tolerance."""
-    error = _exponent_error(C, epsilon)
+    error = _exponent_error(largest, dtype, epsilon)
     if stop.status != "stagnated" or stop.residual > error:
         return ()
     return (
         Caution(
             "rounding_floor",
             f"the error stays at {stop.residual:.1e}, above tol {tol:.1e}: potentials are rounded"
-            f" to {str(C.dtype)[6:]}",
+            f" to {str(dtype)[6:]}",
             f"ask for float64, or for tol above {error:.1e}",
         ),
     )
@@ -73,38 +78,22 @@ def balanced_optimum(
     *,
     tol: float,
     max_iter: int,
-    f0: Float[Tensor, "n"] | None = None,
     watch: Watch,
 ) -> tuple[Tensor, Tensor, Tensor, Stop]:
-    """Solve for weights of mass one; return f, g and the plan of the true mass, with gradients.
-
-    From given potentials: solve for what the cost lacks of their sum.
-    """
+    """Solve for weights of mass one; return f, g and the plan of the true mass, with gradients."""
     with torch.no_grad():
         wide_a, wide_b = a.double(), b.double()
         mass = wide_a.sum()
         problem = Problem(C, wide_a / mass, wide_b / wide_b.sum(), epsilon)
-        begun = _begun(problem, f0)
-        left = C if begun is None else (C.double() - begun[0][:, None] - begun[1]).to(C)
-        solved = solve(replace(problem, C=left), tol=tol, max_iter=max_iter, watch=watch)
+        solved = solve(problem, tol=tol, max_iter=max_iter, watch=watch)
         f = solved.f
         g = solved.g - epsilon * mass.log()  # a b grows like mass^2, the plan like mass
-        if begun is not None:
-            f, g = f + begun[0], g + begun[1]
-            f, g = f - problem.a @ f, g + problem.a @ f
         plan = solved.plan.mul_(mass.to(C.dtype))
     f, g, plan = Optimum.apply(C, a, b, (f.to(C), g.to(C)), plan, epsilon)
     # <f, a> = 0 already: the difference is zero and carries the derivative of the gauge
     centre = (f @ a) / a.sum()
     centre = centre - centre.detach()
     return f - centre, g + centre, plan, solved.stop
-
-
-def _begun(p: Problem, f0: Float[Tensor, "n"] | None) -> tuple[Tensor, Tensor] | None:
-    if f0 is None:
-        return None
-    f = f0.double()
-    return f, half_step(p.C.T, f, p.a, p.epsilon)
 
 
 def restored(

@@ -136,9 +136,9 @@ def entropic(
     inner = (C, a, b) if whole else (C[rows][:, columns], a[rows], b[columns])
     p = ask.problem(*inner)
     begun = _begun(p, None if f0 is None else f0[rows], None if g0 is None else g0[columns])
-    if ask.balanced and bool(p.C.isfinite().all()):
+    if ask.balanced and begun is None and bool(p.C.isfinite().all()):
         f, g, plan, stop = balanced_optimum(
-            *inner, ask.epsilon, tol=ask.tol, max_iter=ask.max_iter, f0=begun, watch=ask.watch
+            *inner, ask.epsilon, tol=ask.tol, max_iter=ask.max_iter, watch=ask.watch
         )
     else:
         f, g, plan, stop = _optimum(p, inner, begun, ask)

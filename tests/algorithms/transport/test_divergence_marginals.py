@@ -59,7 +59,7 @@ def test_strong_penalties_are_nearly_balanced():
     assert strong == pytest.approx(balanced, abs=1e-4)
 
 
-@pytest.mark.parametrize("marginal", [KL(0.7), TV(0.5), Range(0.5, 1.5)], ids=str)
+@pytest.mark.parametrize("marginal", [KL(0.7)], ids=str)
 @pytest.mark.slow
 def test_gradients_match_differences(marginal):
     leaves = [t.clone().requires_grad_() for t in measures(3, 4)]
