@@ -31,6 +31,11 @@ def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
     return C
 
 
+def all_finite(z: Float[Tensor, "*shape"]) -> bool:
+    """Tell whether all entries are finite, in one pass; `isfinite` makes copies."""
+    return all(math.isfinite(float(end)) for end in z.detach().aminmax())
+
+
 def check_finite(geometry: Geometry) -> None:
     """Refuse inputs that are empty, not finite, or of unequal dimension."""
     if isinstance(geometry, CostMatrix):
@@ -47,7 +52,7 @@ def check_finite(geometry: Geometry) -> None:
     for name, values in inputs.items():
         if not values.numel():
             raise IllPosed(f"geometry.{name}", f"is empty, of shape {tuple(values.shape)}")
-        if not all(math.isfinite(float(end)) for end in values.detach().aminmax()):
+        if not all_finite(values):
             raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
 
 

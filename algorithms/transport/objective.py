@@ -15,7 +15,7 @@ from torch import Tensor
 from algorithms.errors import IllPosed
 from algorithms.marginals import Balanced, Marginal, Range
 from algorithms.transport.aprox import conjugate, hard, masses, penalty
-from algorithms.transport.measures import SAME_MASS
+from algorithms.transport.measures import SAME_MASS, all_finite
 from algorithms.transport.rounding import round_plan
 from algorithms.transport.unbalanced import Problem
 
@@ -99,7 +99,7 @@ class Matrices:
 
     def cost(self, u: Float[Tensor, "n"], v: Float[Tensor, "m"]) -> Tensor:
         """Return `u^T C v`, infinite where some cost is: mass would cross a forbidden pair."""
-        if not bool(self.C.isfinite().all()):
+        if not all_finite(self.C):
             return u.new_tensor(math.inf)
         return u @ (self.C @ v.to(self.C.dtype)).double()
 

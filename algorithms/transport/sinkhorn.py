@@ -15,7 +15,7 @@ from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.marginals import Marginal
 from algorithms.sparse import SparsePlan
 from algorithms.transport.entropic import floor_caution, largest_cost
-from algorithms.transport.measures import costs, weights
+from algorithms.transport.measures import all_finite, costs, weights
 from algorithms.transport.penalised import (
     BALANCED,
     Ask,
@@ -160,12 +160,14 @@ def sinkhorn(
         return EntropicPlan(**vars(streamed_answer(geometry, a, b, ask, reading, (f0, g0))))
     C = costs(geometry)
     a, b = weights("a", a, C.shape[0], C), weights("b", b, C.shape[1], C)
-    finite = torch.where(C.isfinite(), C, 0.0)
-    mean = float(C.detach()[C.isfinite()].mean(dtype=torch.float64))
+    whole = all_finite(C)
+    finite = C if whole else torch.where(C.isfinite(), C, 0.0)
+    present = C.detach() if whole else C.detach()[C.isfinite()]
+    mean = float(present.mean(dtype=torch.float64))
     strength = resolved(mean, epsilon, epsilon_relative)
     ask = Ask(strength, *sides, tol, max_iter, watch, rounded)
     b, cautions = checked(largest_cost(C), a, b, ask)
-    if rounded and ask.hard and not bool(C.isfinite().all()):
+    if rounded and ask.hard and not whole:
         raise IllPosed("rounded", "would send mass across forbidden pairs; leave it out")
     if counting:
         priced = counted(C, a, b, strength)
@@ -234,9 +236,11 @@ def _cautions(
 ) -> tuple[Caution, ...]:
     """Say when pairs are forbidden in vain, mass was destroyed, or the cost hardly mattered."""
     f, g, P, stop = found.f.detach(), found.g.detach(), found.plan.detach(), found.stop
-    finite, mass = C.isfinite(), float(P.sum())
+    mass, whole = float(P.sum()), all_finite(C)
+    finite = torch.ones((), dtype=torch.bool) if whole else C.isfinite()
+    present = C if whole else C[finite]
     said: list[Caution] = []
-    if ask.hard and stop.status != "converged" and not bool(finite.all()):
+    if ask.hard and stop.status != "converged" and not whole:
         said.append(
             Caution(
                 "forbidden_pairs",
@@ -251,18 +255,20 @@ def _cautions(
             Caution(
                 "mass_destroyed",
                 f"the plan has mass {mass:.1e}; the lighter measure has {lighter:.3g}",
-                f"rho is small beside the costs, of mean {float(C[finite].mean()):.3g}",
+                f"rho is small beside the costs, of mean {float(present.mean()):.3g}",
             )
         )
     elif min(P.shape) > 1:
-        spread = (P.sum(1) @ f + P.sum(0) @ g - (P * torch.where(finite, C, 0.0)).sum()).double()
+        spread = (
+            P.sum(1) @ f + P.sum(0) @ g - (P * (C if whole else torch.where(finite, C, 0.0))).sum()
+        ).double()
         spread = spread / ask.epsilon - mass + a.double().sum() * b.double().sum()
-        if float(spread) < INDEPENDENT * mass and float(C[finite].std()) > 0:
+        if float(spread) < INDEPENDENT * mass and float(present.std()) > 0:
             said.append(
                 Caution(
                     "nearly_independent",
                     f"the plan is a b^T up to KL {float(spread):.1e}: the cost hardly matters",
-                    f"epsilon is {ask.epsilon / float(C[finite].std()):.1f} standard deviations of"
+                    f"epsilon is {ask.epsilon / float(present.std()):.1f} standard deviations of"
                     " the cost; lower it",
                 )
             )
