@@ -152,7 +152,7 @@ def barycenter(
 
     Notes:
         Time O(K n m) a sweep, on grids O(K N (h + w)); memory n m, not K n m. Where max(C)/epsilon
-        exceeds 150 sums are taken by logarithms, some 30 times slower. Free points find a local
+        exceeds 200 sums are taken by logarithms, some 30 times slower. Free points find a local
         minimum, in rounds that each solve K transport problems.
         Gradients: of `value` by the envelope theorem, in the weights or histograms `lam_k g_k`, g
         the potential of the input (along changes that keep masses equal, where marginals are

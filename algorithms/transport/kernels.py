@@ -13,7 +13,7 @@ from torch import Tensor
 
 # Up to this max(C)/epsilon the products of kernel and scalings are numbers: potentials reach twice
 # it, sums three times, and exp(-690) is normal. Beyond, sums are taken by logarithms.
-REPRESENTABLE = 150.0
+REPRESENTABLE = 200.0
 # Entries in one block of a sum taken by logarithms.
 BLOCK = 1 << 20
 TINY = 1e-300

@@ -269,9 +269,9 @@ def _extrapolated(state: Search) -> Shape:
         dtype=torch.float64,
     )
     gram += RIDGE * gram.trace() * torch.eye(k, dtype=torch.float64)
-    w = torch.linalg.solve(gram, torch.ones(k, dtype=torch.float64))
-    w = (w / w.sum()).tolist()
-    if not sum(map(abs, w)) <= WILD:
+    w, singular = torch.linalg.solve_ex(gram, torch.ones(k, 1, dtype=torch.float64))
+    w = (w / w.sum())[:, 0].tolist()
+    if int(singular) or not sum(map(abs, w)) <= WILD:
         return state.shape
     R, local, ratios = torch.zeros_like(state.shape.R), torch.zeros_like(state.shape.R), 0.0
     for share, past in zip(w, state.history, strict=True):

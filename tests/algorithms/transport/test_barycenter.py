@@ -323,7 +323,6 @@ W2 = torch.tensor([[0.5, 0.5, 0.0], [0.2, 0.3, 0.5]], dtype=torch.float64)
         ("problem.C", FixedSupport(W2, C=random_cost(3, 3, 0)), {"debiased": True}),
         ("problem.C", FixedSupport(W2, C=random_cost(2, 3, 0)), {"debiased": True}),
         ("problem.x", FixedSupport(W2, line(4)), {}),
-        ("problem.y", FixedSupport(W2, line(4), cloud(3, 2, 0)), {}),
         ("problem.y", FixedSupport(W2, None, line(3), random_cost(2, 3, 0)), {}),
         ("problem.weights", FixedSupport(-W2, line(3)), {}),
         ("problem.weights", FixedSupport(W2 * torch.tensor([[1.0], [2.0]]), line(3)), {}),
