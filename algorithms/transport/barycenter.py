@@ -16,7 +16,6 @@ from algorithms.transport.free_support import Clouds, settle
 from algorithms.transport.kernels import Dense, Kernel, Separable
 from algorithms.transport.measures import SAME_MASS, weights
 
-
 # Exponents max(C)/epsilon beyond this are rounded by more than 1e-6.
 SHARPEST = 1e10
 
