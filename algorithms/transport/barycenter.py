@@ -7,14 +7,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithms.entropic.bregman import Measures, average, measured, mixed_plan
+from algorithms.entropic.kernels import Dense, Kernel, Separable
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import squared_distances
 from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.linear.free_support import Clouds, settle
+from algorithms.measures import SAME_MASS, weights
 from algorithms.spaces import symmetric
-from algorithms.transport.bregman import Measures, average, measured, mixed_plan
-from algorithms.transport.free_support import Clouds, settle
-from algorithms.transport.kernels import Dense, Kernel, Separable
-from algorithms.transport.measures import SAME_MASS, weights
 
 # Exponents max(C)/epsilon beyond this are rounded by more than 1e-6.
 SHARPEST = 1e10

@@ -6,15 +6,15 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithms.entropic.implicit import Envelope, Optimum
+from algorithms.entropic.penalised import BALANCED, Ask, checked, entropic, measured, simplified
+from algorithms.entropic.penalised import Certificate as Entropic
+from algorithms.entropic.potentials import largest_cost, restored
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import PointClouds
 from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
 from algorithms.marginals import Balanced, Free, Marginal, Range
-from algorithms.transport.entropic import largest_cost, restored
-from algorithms.transport.implicit import Envelope, Optimum
-from algorithms.transport.measures import costs, weights
-from algorithms.transport.penalised import BALANCED, Ask, checked, entropic, measured, simplified
-from algorithms.transport.penalised import Certificate as Entropic
+from algorithms.measures import costs, weights
 
 # Entries of the cost that one pass of softmins holds at once.
 BLOCK = 1 << 22

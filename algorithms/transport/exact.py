@@ -9,19 +9,19 @@ from jaxtyping import Bool, Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from algorithms.entropic.implicit import Envelope
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import CostMatrix, Geometry, PointClouds
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+from algorithms.linear.basis import Basis, corner, rigid
+from algorithms.linear.columns import by_columns
+from algorithms.linear.forbidden import bounded
+from algorithms.linear.pricing import Pairs, proved
+from algorithms.linear.seeds import alike
+from algorithms.linear.staircase import NO_MASS, staircase
+from algorithms.measures import PROVED, check_finite, costs, same_mass, weights
 from algorithms.simplex import NotOptimal, network_simplex
 from algorithms.sparse import SparsePlan
-from algorithms.transport.basis import Basis, corner, rigid
-from algorithms.transport.columns import by_columns
-from algorithms.transport.forbidden import bounded
-from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import PROVED, check_finite, costs, same_mass, weights
-from algorithms.transport.pricing import Pairs, proved
-from algorithms.transport.seeds import alike
-from algorithms.transport.staircase import NO_MASS, staircase
 
 Method = Literal["auto", "simplex", "assignment", "line", "sparse"]
 

@@ -9,12 +9,11 @@ from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
-from algorithms.simplex import network_simplex
-from algorithms.spaces import Cloud, Relations, Space, space
-from algorithms.sparse import SparsePlan
-from algorithms.transport.gromov_bounds import first_lower_bound, moment_bound, second_lower_bound
-from algorithms.transport.gromov_points import Attempt
-from algorithms.transport.gromov_search import (
+from algorithms.measures import SAME_MASS, same_mass, weights
+from algorithms.quadratic.bounds import first_lower_bound, moment_bound, second_lower_bound
+from algorithms.quadratic.objective import Found, Pair, Plan, marginals
+from algorithms.quadratic.points import Attempt
+from algorithms.quadratic.search import (
     Constraint,
     Method,
     Search,
@@ -24,8 +23,9 @@ from algorithms.transport.gromov_search import (
     searched,
     strength,
 )
-from algorithms.transport.measures import SAME_MASS, same_mass, weights
-from algorithms.transport.quadratic import Found, Pair, Plan, marginals
+from algorithms.simplex import network_simplex
+from algorithms.spaces import Cloud, Relations, Space, space
+from algorithms.sparse import SparsePlan
 
 # Values this close, relatively, are one value: descents to the same plan end much closer.
 SAME_VALUE = 1e-6

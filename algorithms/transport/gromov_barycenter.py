@@ -8,18 +8,18 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithms.entropic.rounding import round_plan
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+from algorithms.measures import same_mass
+from algorithms.measures import weights as measure
+from algorithms.quadratic.dense import gradient_scale, solve_dense
+from algorithms.quadratic.entropic import solve_entropic
+from algorithms.quadratic.objective import Found, Pair, marginals
+from algorithms.quadratic.quantised import part, selected
 from algorithms.simplex import network_simplex
 from algorithms.spaces import Cloud, Relations, Space, space
 from algorithms.sparse import SparsePlan
-from algorithms.transport.gromov_dense import gradient_scale, solve_dense
-from algorithms.transport.gromov_entropic import solve_entropic
-from algorithms.transport.measures import same_mass
-from algorithms.transport.measures import weights as measure
-from algorithms.transport.quadratic import Found, Pair, marginals
-from algorithms.transport.quantised import part, selected
-from algorithms.transport.rounding import round_plan
 
 Method = Literal["conditional_gradient", "entropic"]
 

@@ -8,12 +8,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from algorithms.entropic.implicit import Envelope
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, iterate, unwatched
+from algorithms.linear.relaxed_line import NEGLIGIBLE, Relaxed, solve_relaxed
+from algorithms.measures import PROVED, same_mass, weights
 from algorithms.sparse import SparsePlan
-from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import PROVED, same_mass, weights
-from algorithms.transport.relaxed_line import NEGLIGIBLE, Relaxed, solve_relaxed
 
 # Masses below this share of the total are rounding of cumulative sums.
 NO_MASS = 1e-15

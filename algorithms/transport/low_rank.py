@@ -11,8 +11,8 @@ from torch import Tensor
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import factors
 from algorithms.iterate import Status, Stop, Watch, iterate, quietly, unwatched
-from algorithms.transport.clusters import centres, grouped, nearest_of, pair_groups
-from algorithms.transport.factored import (
+from algorithms.linear.clusters import centres, grouped, nearest_of, pair_groups
+from algorithms.linear.factored import (
     ROUNDS_EACH,
     STRENGTHS,
     Costs,
@@ -23,8 +23,8 @@ from algorithms.transport.factored import (
     block,
     descended,
 )
-from algorithms.transport.halving import bijection, split_masses
-from algorithms.transport.measures import same_mass, weights
+from algorithms.linear.halving import bijection, split_masses
+from algorithms.measures import same_mass, weights
 
 # Steps over which the rounded cost must have fallen by less than tol for a search to end.
 WINDOW = 10

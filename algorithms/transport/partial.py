@@ -7,16 +7,16 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from algorithms.entropic.implicit import Envelope
+from algorithms.entropic.partial_entropic import EntropicPart, entropic_part
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import Geometry
 from algorithms.iterate import Status, Stop, Watch, unwatched
+from algorithms.linear.forbidden import bounded
+from algorithms.linear.staircase import NO_MASS, staircase
+from algorithms.measures import PROVED, SAME_MASS, check_finite, costs, weights
 from algorithms.simplex import NotOptimal, network_simplex
 from algorithms.sparse import SparsePlan
-from algorithms.transport.forbidden import bounded
-from algorithms.transport.implicit import Envelope
-from algorithms.transport.measures import PROVED, SAME_MASS, check_finite, costs, weights
-from algorithms.transport.partial_entropic import EntropicPart, entropic_part
-from algorithms.transport.staircase import NO_MASS, staircase
 
 PIVOTS, SWEEPS = 10_000_000, 10_000
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import PointClouds
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
+from algorithms.linear.block_bound import dual_bound, independent_cost, moment_bound
+from algorithms.linear.halving import Plan, block_pass, halved, scaled, split_masses
+from algorithms.linear.plan_blocks import plan_pass
+from algorithms.measures import same_mass, weights
 from algorithms.sparse import SparsePlan
-from algorithms.transport.block_bound import dual_bound, independent_cost, moment_bound
-from algorithms.transport.halving import Plan, block_pass, halved, scaled, split_masses
-from algorithms.transport.measures import same_mass, weights
-from algorithms.transport.plan_blocks import plan_pass
 
 Cost = Literal["sqeuclidean", "euclidean"]
 Bound = Literal["auto", "dual", "moments"]

@@ -9,14 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from algorithms.errors import Caution, IllPosed
-from algorithms.geometry import Geometry, PointClouds
-from algorithms.iterate import Stop, Watch, unwatched
-from algorithms.marginals import Marginal
-from algorithms.sparse import SparsePlan
-from algorithms.transport.entropic import floor_caution, largest_cost
-from algorithms.transport.measures import all_finite, costs, weights
-from algorithms.transport.penalised import (
+from algorithms.entropic.penalised import (
     BALANCED,
     Ask,
     Certificate,
@@ -25,9 +18,16 @@ from algorithms.transport.penalised import (
     entropic,
     simplified,
 )
-from algorithms.transport.readings import PlanForm, barycentric_map, entries_of
-from algorithms.transport.small_answers import answer_small
-from algorithms.transport.streamed_answer import Reading, mean_cost, streamed_answer, streams
+from algorithms.entropic.potentials import floor_caution, largest_cost
+from algorithms.entropic.readings import PlanForm, barycentric_map, entries_of
+from algorithms.entropic.small_answers import answer_small
+from algorithms.entropic.streamed_answer import Reading, mean_cost, streamed_answer, streams
+from algorithms.errors import Caution, IllPosed
+from algorithms.geometry import Geometry, PointClouds
+from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.marginals import Marginal
+from algorithms.measures import all_finite, costs, weights
+from algorithms.sparse import SparsePlan
 
 Method = Literal["auto", "dense", "streamed"]
 Reference = Literal["product", "counting"]

@@ -10,11 +10,11 @@ from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Status, Stop, Watch, quietly, unwatched
-from algorithms.transport.measures import PROVED, same_mass, weights
-from algorithms.transport.relaxed_line import Floats, Relaxed, solve_relaxed, summed
-from algorithms.transport.shared_slices import Slicing, gap_of, solve_shared
-from algorithms.transport.slices import directions as drawn_directions
-from algorithms.transport.slices import in_order, interval, potentials, projected, pulls
+from algorithms.linear.relaxed_line import Floats, Relaxed, solve_relaxed, summed
+from algorithms.linear.shared_slices import Slicing, gap_of, solve_shared
+from algorithms.linear.slices import directions as drawn_directions
+from algorithms.linear.slices import in_order, interval, potentials, projected, pulls
+from algorithms.measures import PROVED, same_mass, weights
 
 # Numbers held at once by each array of a chunk of directions.
 CELLS = 1 << 21

@@ -9,11 +9,10 @@ from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
-from algorithms.spaces import Cloud, Relations, Space, space
-from algorithms.transport.measures import same_mass, weights
-from algorithms.transport.quadratic import Pair
-from algorithms.transport.quadratic_kl import Parts, Strengths, mass_bound, parts, total
-from algorithms.transport.two_plans import (
+from algorithms.measures import same_mass, weights
+from algorithms.quadratic.objective import Pair
+from algorithms.quadratic.penalties import Parts, Strengths, mass_bound, parts, total
+from algorithms.quadratic.two_plans import (
     SMALLEST,
     SWEEPS,
     Question,
@@ -23,6 +22,7 @@ from algorithms.transport.two_plans import (
     second_plan,
     slope,
 )
+from algorithms.spaces import Cloud, Relations, Space, space
 
 # Below this mass, in units of sqrt(m(a) m(b)), nothing is left.
 DESTROYED = 1e-6

@@ -108,9 +108,9 @@ def _ott(Cx: np.ndarray, Cy: np.ndarray) -> dict[str, Callable[[], tuple[Any, st
 
 def reached(plan: Any, x: Tensor, y: Tensor) -> dict[str, float]:
     """Round to exact marginals, then value from the marginals that the plan then has."""
+    from algorithms.entropic.rounding import round_plan
+    from algorithms.quadratic.objective import Pair
     from algorithms.spaces import Cloud
-    from algorithms.transport.quadratic import Pair
-    from algorithms.transport.rounding import round_plan
 
     a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
     P = torch.as_tensor(np.array(plan), dtype=torch.float64)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from algorithms.entropic.rounding import round_plan
+from algorithms.quadratic.objective import Pair
 from algorithms.spaces import Cloud, Relations
 from algorithms.transport.gromov_barycenter import WeightedSpace, gromov_barycenter
-from algorithms.transport.quadratic import Pair
-from algorithms.transport.rounding import round_plan
 from bench.table import Row, pinned, report, timed
 
 with warnings.catch_warnings():

@@ -14,13 +14,13 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from algorithms.entropic.rounding import round_plan
+from algorithms.quadratic.conditional_gradient import descend
+from algorithms.quadratic.dense import balanced, random_cost
+from algorithms.quadratic.objective import Pair, Plan
 from algorithms.spaces import Relations
 from algorithms.sparse import SparsePlan
-from algorithms.transport.conditional_gradient import descend
 from algorithms.transport.gromov import gromov
-from algorithms.transport.gromov_dense import balanced, random_cost
-from algorithms.transport.quadratic import Pair, Plan
-from algorithms.transport.rounding import round_plan
 from bench.table import Row, pinned, report, timed
 from tests.problems.spaces import SPACES
 

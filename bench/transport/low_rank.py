@@ -11,8 +11,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from algorithms.entropic.rounding import round_plan
 from algorithms.transport.low_rank import low_rank
-from algorithms.transport.rounding import round_plan
 from bench.table import Row, pinned, report, timed
 
 POINTS, RANKS, DIMENSIONS = 1000, (5, 20, 50), (2, 20)

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from algorithms.quadratic.objective import Pair
+from algorithms.quadratic.penalties import Strengths, parts, total
 from algorithms.spaces import Relations
-from algorithms.transport.quadratic import Pair
-from algorithms.transport.quadratic_kl import Strengths, parts, total
 from algorithms.transport.unbalanced_gromov import unbalanced_gromov
 from bench.table import Row, pinned, report, timed
 

@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds
-from algorithms.transport.columns import generated
+from algorithms.linear.columns import generated
+from algorithms.linear.pricing import least, proved, swapped, violated
+from algorithms.linear.seeds import first_arcs, first_plan
 from algorithms.transport.exact import SPARSE_FROM, exact
-from algorithms.transport.pricing import least, proved, swapped, violated
-from algorithms.transport.seeds import first_arcs, first_plan
 from schemas.arrays import Shelf
 from schemas.transport import exact as schema
 from tests.problems.transport import cloud, generator, random_weights, shifted, uniform

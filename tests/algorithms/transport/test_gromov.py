@@ -9,17 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from algorithms.entropic.rounding import round_plan
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, squared_distances
+from algorithms.quadratic.bounds import first_lower_bound, moment_bound, second_lower_bound
+from algorithms.quadratic.dense import solve_dense
+from algorithms.quadratic.objective import Pair, marginals
+from algorithms.quadratic.points import solve_points
 from algorithms.simplex import network_simplex
 from algorithms.spaces import Cloud, Relations
 from algorithms.transport.exact import exact
 from algorithms.transport.gromov import gromov
-from algorithms.transport.gromov_bounds import first_lower_bound, moment_bound, second_lower_bound
-from algorithms.transport.gromov_dense import solve_dense
-from algorithms.transport.gromov_points import solve_points
-from algorithms.transport.quadratic import Pair, marginals
-from algorithms.transport.rounding import round_plan
 from schemas.arrays import Shelf
 from schemas.transport.gromov import GromovRequest
 from tests.problems.gromov import clouds

@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.errors import IllPosed
+from algorithms.quadratic.objective import Pair
 from algorithms.spaces import Cloud, Relations
 from algorithms.transport.gromov_barycenter import WeightedSpace, gromov_barycenter
-from algorithms.transport.quadratic import Pair
 from schemas.arrays import Shelf
 from schemas.transport.gromov_barycenter import EXAMPLE, GromovBarycenterRequest
 from tests.problems.spaces import random_costs

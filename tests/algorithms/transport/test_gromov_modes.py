@@ -9,16 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.geometry import CostMatrix
+from algorithms.quadratic.conditional_gradient import descend, forward, seen
+from algorithms.quadratic.dense import balanced, product, solve_dense
+from algorithms.quadratic.entropic import solve_entropic, transported
+from algorithms.quadratic.objective import Pair, marginals
+from algorithms.quadratic.partial import capped, share, solve_partial
+from algorithms.quadratic.quantised import quantised
+from algorithms.quadratic.semi import rowwise, solve_semi
 from algorithms.spaces import Cloud, Relations
 from algorithms.sparse import SparsePlan
-from algorithms.transport.conditional_gradient import descend, forward, seen
 from algorithms.transport.exact import exact
-from algorithms.transport.gromov_dense import balanced, product, solve_dense
-from algorithms.transport.gromov_entropic import solve_entropic, transported
-from algorithms.transport.gromov_partial import capped, share, solve_partial
-from algorithms.transport.gromov_semi import rowwise, solve_semi
-from algorithms.transport.quadratic import Pair, marginals
-from algorithms.transport.quantised import quantised
 from tests.problems.spaces import SPACES, random_costs
 from tests.problems.transport import cloud, generator, random_cost, random_weights, uniform
 

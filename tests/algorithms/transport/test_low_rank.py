@@ -7,9 +7,9 @@ from hypothesis import strategies as st
 
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds, factors
-from algorithms.transport.clusters import centres, nearest_of, pair_groups
+from algorithms.linear.clusters import centres, nearest_of, pair_groups
+from algorithms.linear.factored import Costs, Factors, begun, descended
 from algorithms.transport.exact import exact
-from algorithms.transport.factored import Costs, Factors, begun, descended
 from algorithms.transport.low_rank import low_rank
 from schemas.arrays import Shelf
 from schemas.transport.low_rank import LowRankRequest

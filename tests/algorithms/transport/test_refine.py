@@ -11,9 +11,9 @@ from scipy.optimize import linear_sum_assignment
 from algorithms.errors import IllPosed
 from algorithms.geometry import PointClouds
 from algorithms.iterate import unwatched
-from algorithms.transport.block_bound import moment_bound
+from algorithms.linear.block_bound import moment_bound
+from algorithms.linear.halving import bijection, partition, split_masses
 from algorithms.transport.exact import exact
-from algorithms.transport.halving import bijection, partition, split_masses
 from algorithms.transport.refine import refine
 from schemas.arrays import Shelf
 from schemas.transport.refine import RefineRequest

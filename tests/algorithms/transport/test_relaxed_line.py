@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from algorithms.errors import IllPosed
+from algorithms.linear.monotone import c_transform
 from algorithms.transport.line import line
-from algorithms.transport.monotone import c_transform
 from schemas.arrays import Shelf
 from schemas.transport.line import LineRequest
 from tests.problems.transport import cloud, random_weights

@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from algorithms.entropic.implicit import solve_coupled
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds
-from algorithms.transport.implicit import solve_coupled
 from algorithms.transport.sinkhorn import sinkhorn
 from tests.problems.transport import (
     brute_force,

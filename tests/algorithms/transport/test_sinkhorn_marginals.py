@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from algorithms.entropic import unbalanced
+from algorithms.entropic.aprox import conjugate, penalty, ratios, relaxed
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds
 from algorithms.marginals import KL, TV, Balanced, Berg, Free, Range
-from algorithms.transport import unbalanced
-from algorithms.transport.aprox import conjugate, penalty, ratios, relaxed
 from algorithms.transport.sinkhorn import sinkhorn
 from schemas.arrays import Shelf
 from schemas.transport.sinkhorn import EXAMPLE, SinkhornRequest

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 from scipy.optimize import minimize
 
 from algorithms.errors import IllPosed
+from algorithms.linear.slices import in_order, potentials, projected
 from algorithms.transport.line import line
 from algorithms.transport.sliced import sliced
-from algorithms.transport.slices import in_order, potentials, projected
 from schemas.arrays import Shelf
 from schemas.transport.sliced import SlicedRequest
 from tests.problems.transport import cloud, generator, random_weights, uniform

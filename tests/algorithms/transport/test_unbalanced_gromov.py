@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from algorithms.errors import IllPosed
-from algorithms.transport.quadratic_kl import quadratic_kl
+from algorithms.quadratic.penalties import quadratic_kl
 from algorithms.transport.unbalanced_gromov import unbalanced_gromov
 from schemas.arrays import Shelf
 from schemas.transport.unbalanced_gromov import EXAMPLE, UnbalancedGromovRequest

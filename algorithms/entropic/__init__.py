@@ -1,0 +1,1 @@
+"""Entropic transport: scaled kernels, marginals that give way, derivatives, streaming."""

@@ -1,0 +1,1 @@
+"""Linear programmes of transport: vertices, columns, halving, lines, plans of low rank."""
