@@ -32,8 +32,11 @@ ROUTINES: dict[str, Routine] = {
             divergence.DivergenceRequest,
             divergence.DivergenceResult,
             divergence.EXAMPLE,
+            version="2",
         ),
-        Routine("transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE),
+        Routine(
+            "transport.exact", exact.ExactRequest, exact.ExactResult, exact.EXAMPLE, version="2"
+        ),
         Routine("transport.gromov", gromov.GromovRequest, gromov.GromovResult, gromov.EXAMPLE),
         Routine(
             "transport.gromov_barycenter",
@@ -41,7 +44,7 @@ ROUTINES: dict[str, Routine] = {
             gromov_barycenter.GromovBarycenterResult,
             gromov_barycenter.EXAMPLE,
         ),
-        Routine("transport.line", line.LineRequest, line.LineResult, line.EXAMPLE),
+        Routine("transport.line", line.LineRequest, line.LineResult, line.EXAMPLE, version="2"),
         Routine(
             "transport.low_rank",
             low_rank.LowRankRequest,
@@ -49,7 +52,11 @@ ROUTINES: dict[str, Routine] = {
             low_rank.EXAMPLE,
         ),
         Routine(
-            "transport.partial", partial.PartialRequest, partial.PartialResult, partial.EXAMPLE
+            "transport.partial",
+            partial.PartialRequest,
+            partial.PartialResult,
+            partial.EXAMPLE,
+            version="2",
         ),
         Routine("transport.refine", refine.RefineRequest, refine.RefineResult, refine.EXAMPLE),
         Routine(
@@ -57,6 +64,7 @@ ROUTINES: dict[str, Routine] = {
             sinkhorn.SinkhornRequest,
             sinkhorn.SinkhornResult,
             sinkhorn.EXAMPLE,
+            version="2",
         ),
         Routine(
             "transport.sliced",

@@ -41,7 +41,7 @@ def test_version_of_a_checkout(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_version(http: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert http.get("/version").json()["routines"]["transport.sinkhorn"] == "1"
+    assert http.get("/version").json()["routines"]["transport.sinkhorn"] == "2"
     monkeypatch.setattr(operations, "version", lambda name: "1.2.3")
     assert http.get("/version").json()["version"] == "1.2.3"
 
