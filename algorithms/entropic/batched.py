@@ -1,27 +1,32 @@
-r"""Many small balanced entropic problems at once, in one tensor: sweeps cost calls, not entries.
+r"""Many small balanced entropic problems at once: what a call costs, it costs once.
 
-Problems of one shape are swept together, each with its own epsilon, tolerance and budget. Those
-that have converged, or will not here, leave the tensor; nobody waits for them. What needs more than
-plain or over-relaxed sweeps of one kernel (annealing, absorption, Newton's method) is not for here.
+Problems of one shape are stacked, each with its own epsilon, tolerance and budget. Compiled loops
+take them one after the other, each from its start to its end; where those do not run, all are swept
+together in one tensor, which those that have converged, or will not here, leave. What needs more
+than plain or over-relaxed sweeps of one kernel (annealing, absorption, Newton's method) is not for
+here.
 """
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, no_type_check
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from algorithms.entropic import compiled
+from algorithms.entropic.compiled import Array, apart, scale_kernel, within
 from algorithms.iterate import Watch, unwatched
 
 # Sweeps between two looks at the errors, and sweeps after which a problem is said to crawl: it
-# needs Newton's method.
-CHECK_EVERY, CRAWLS = 10, 2000
+# needs Newton's method. A compiled sweep costs so little that they may be more.
+CHECK_EVERY, CRAWLS, CRAWLS_COMPILED = 10, 2000, 20_000
 # Widest exponents of one kernel, and farthest scalings of it, that need no absorption.
 RANGE, REACH = 600.0, 1e40
-# Entries of all problems in one tensor: some megabytes.
-ROOM = 1 << 21
+# Entries of all problems in one tensor, some megabytes; and of those between two looks at `watch`.
+ROOM, UNWATCHED = 1 << 21, 1 << 16
 # Relaxation, as in `scaling`: from this error on, after so many plain checks, never nearer to 2,
 # given up where the error grows by RUNAWAY.
 NEARLY_LINEAR, PLAIN_CHECKS, MOST_RELAXED, WORTH, RUNAWAY = 0.5, 3, 1.98, 0.1, 30.0
@@ -29,25 +34,33 @@ NEARLY_LINEAR, PLAIN_CHECKS, MOST_RELAXED, WORTH, RUNAWAY = 0.5, 3, 1.98, 0.1, 3
 
 @dataclass(frozen=True)
 class Small:
-    """One problem, in float64: positive weights of one mass, a finite cost."""
+    """Problems of one shape, in float64: positive weights of one mass, finite costs."""
 
-    C: Float[Tensor, "n m"]
-    a: Float[Tensor, "n"]
-    b: Float[Tensor, "m"]
-    mass: float
-    epsilon: float
-    tol: float
-    max_iter: int
+    C: Float[Tensor, "B n m"]
+    a: Float[Tensor, "B n"]
+    b: Float[Tensor, "B m"]
+    mass: Float[Tensor, "B"]
+    epsilon: Float[Tensor, "B"]
+    tol: Float[Tensor, "B"]
+    max_iter: Int[Tensor, "B"]
+
+    def pick(self, these: Bool[Tensor, "B"] | Int[Tensor, "k"] | slice) -> "Small":
+        """Keep some of them."""
+        return Small(**{name: value[these] for name, value in vars(self).items()})
 
 
 @dataclass(frozen=True)
 class Potentials:
-    """Converged potentials of weights of mass one (gauge `<f, a> = 0`), their plan, the sweeps."""
+    """Converged potentials of weights of mass one (gauge `<f, a> = 0`), their plans, the sweeps.
 
-    f: Float[Tensor, "n"]
-    g: Float[Tensor, "m"]
-    plan: Float[Tensor, "n m"]
-    sweeps: int
+    `index` says which of the problems they solve; the others were left unsolved.
+    """
+
+    index: Int[Tensor, "k"]
+    f: Float[Tensor, "k n"]
+    g: Float[Tensor, "k m"]
+    plan: Float[Tensor, "k n m"]
+    sweeps: Int[Tensor, "k"]
 
 
 @dataclass
@@ -71,15 +84,15 @@ class Together:
     v: Float[Tensor, "B m"]
     s: Float[Tensor, "B n"]
     t: Float[Tensor, "B m"]
+    sweeps: Int[Tensor, "B"]
     w: Float[Tensor, "B"]
     before: Float[Tensor, "B"]
     least: Float[Tensor, "B"]
     checks: Int[Tensor, "B"]
 
-    def keep(self, these: Bool[Tensor, "B"]) -> None:
-        """Let the others go."""
-        for name, value in vars(self).items():
-            setattr(self, name, value[these])
+    def pick(self, these: Bool[Tensor, "B"]) -> "Together":
+        """Take some of them."""
+        return Together(**{name: value[these] for name, value in vars(self).items()})
 
     def errors(self) -> Float[Tensor, "B"]:
         """Add the L1 errors of both marginals."""
@@ -95,73 +108,119 @@ class Together:
         self.t = torch.bmm(self.u[:, None], self.K)[:, 0]
 
 
-def solve_small(problems: Sequence[Small], *, watch: Watch = unwatched) -> list[Potentials | None]:
-    """Solve what converges by sweeps within its budget; None for what does not, or not here."""
-    shapes = dict[tuple[int, ...], list[int]]()
-    for i, p in enumerate(problems):
-        shapes.setdefault(tuple(p.C.shape), []).append(i)
-    found: list[Potentials | None] = [None] * len(problems)
-    for (n, m), members in shapes.items():
-        step = max(1, ROOM // (n * m))
-        for first in range(0, len(members), step):
-            _solve_alike(problems, members[first : first + step], found, watch)
-    return found
+def solve_small(problems: Small, *, watch: Watch = unwatched) -> Potentials:
+    """Solve what converges by sweeps within its budget; leave out what does not, or not here."""
+    batch = _begun(problems)
+    if compiled.runs_on(problems.C):
+        return _gathered([_potentials(_one_by_one(batch, watch))], problems)
+    return _gathered(_all_together(batch, watch), problems)
 
 
-def _solve_alike(
-    problems: Sequence[Small],
-    members: list[int],
-    found: list[Potentials | None],
-    watch: Watch,
+def _one_by_one(batch: Together, watch: Watch) -> Together:
+    """Take each from its start to its end; return those that have converged."""
+    K = batch.K.numpy()
+    rows = torch.stack([batch.a, batch.u, batch.s], 1)  # (B, 3, n)
+    columns = torch.stack([batch.b, batch.v, batch.t], 1)  # (B, 3, m)
+    tol, budget = batch.tol.numpy(), batch.max_iter.clamp_max(CRAWLS_COMPILED).numpy()
+    sweeps = np.full(len(K), -1)
+    step = max(1, UNWATCHED // (K.shape[1] * K.shape[2]))
+    for first in range(0, len(K), step):
+        if not watch(first, 0.0):
+            break
+        some = slice(first, first + step)
+        scale_each(K[some], rows[some].numpy(), columns[some].numpy(), tol[some], budget[some],
+                   sweeps[some])  # fmt: skip
+    (_, batch.u, batch.s), (_, batch.v, batch.t) = rows.unbind(1), columns.unbind(1)
+    batch.sweeps = torch.from_numpy(sweeps)
+    return batch.pick(batch.sweeps >= 0)
+
+
+@compiled.compiled()
+@no_type_check
+def scale_each(
+    K: Array, rows: Array, columns: Array, tol: Array, budget: Array, sweeps: Array
 ) -> None:
-    batch, done = _begun([problems[i] for i in members], members), 0
+    """Scale one kernel after the other; write the sweeps it took, -1 where it did not converge."""
+    for k in range(K.shape[0]):
+        sweeps[k] = scale_one(K[k], rows[k], columns[k], tol[k], budget[k])
+
+
+@compiled.compiled()
+@no_type_check
+def scale_one(K: Array, rows: Array, columns: Array, tol: float, budget: int) -> int:
+    """Sweep one kernel to its end, its relaxation chosen as `_pace` does."""
+    w, before, least, checks, done = 1.0, np.inf, np.inf, 0, 0
+    while True:
+        error = apart(rows[1], rows[0], rows[2]) + apart(columns[1], columns[0], columns[2])
+        if error <= tol:
+            return done
+        if done >= budget or not error < np.inf:
+            return -1
+        if done % CHECK_EVERY == 0:
+            w, least, checks = pace(w, error, before, least, checks)
+            before = error
+        left = min(CHECK_EVERY - done % CHECK_EVERY, budget - done)
+        made = scale_kernel(K, rows, columns, w, left, tol, np.inf)
+        if made == 0:  # sums in another order met the tolerance
+            return done
+        done += made
+        if done % CHECK_EVERY == 0 and not (within(rows[1], REACH) and within(columns[1], REACH)):
+            return -1
+
+
+@compiled.compiled()
+@no_type_check
+def pace(w: float, error: float, before: float, least: float, checks: int) -> Any:
+    """Choose the relaxation of one problem; return it, the least error since, and the checks."""
+    rate = min(max(error / before, 1e-300), 1.0) ** (1 / CHECK_EVERY)
+    theta = min((rate + w - 1) ** 2 / (rate * w * w), 1.0)
+    best = min(2 / (1 + math.sqrt(1 - theta)), MOST_RELAXED)
+    patient = PLAIN_CHECKS if w == 1 else 2 + math.ceil(0.5 / (2 - w) / CHECK_EVERY)
+    if w > 1 and error > RUNAWAY * least:
+        return 1.0, error, 0
+    if checks >= patient and error < before and error < NEARLY_LINEAR:
+        if rate > w - 1 and (w == 1 or best > w + WORTH * (2 - w)):
+            return best, error, 0
+        if w > 1 and checks > 4 * patient and rate <= w - 1 + WORTH * (2 - w):
+            return 1 + (w - 1) ** 2, error, 0
+    return w, min(least, error), checks + 1
+
+
+def _all_together(batch: Together, watch: Watch) -> list[Potentials]:
+    """Sweep all in one tensor; who has converged, or will not here, leaves it."""
+    found, done = list[Potentials](), 0
     while True:
         errors = batch.errors()
         ended = errors <= batch.tol
+        batch.sweeps.fill_(done)
         if bool(ended.any()):
-            _leave(batch, ended, done, found)
+            found.append(_potentials(batch.pick(ended)))
         far = torch.maximum(batch.u.log().abs().amax(1), batch.v.log().abs().amax(1))
         going = ~ended & (far < math.log(REACH)) & (batch.max_iter >= done + CHECK_EVERY)
-        batch.keep(going)
+        batch = batch.pick(going)
         if not len(batch.index) or done >= CRAWLS or not watch(done, float(errors[going].amax())):
-            return
+            return found
         _pace(batch, errors[going])
         for _ in range(CHECK_EVERY):
             batch.sweep()
         done += CHECK_EVERY
 
 
-def _begun(problems: list[Small], members: list[int]) -> Together:
-    """Stack them and build their kernels, of c-transforms of zero; drop the too sharp ones."""
-    C, a, b = (torch.stack([getattr(p, name) for p in problems]) for name in ("C", "a", "b"))
-    a, b = (w / w.sum(1, keepdim=True) for w in (a, b))
-    more = [(p.epsilon, p.tol, float(p.max_iter)) for p in problems]
-    epsilon, tol, max_iter = torch.tensor(more, dtype=C.dtype, device=C.device).T
-    g = C.amin(1)
-    f = (C - g[:, None]).amin(2)
-    z = (f[:, :, None] + g[:, None] - C) / epsilon[:, None, None]
+def _begun(p: Small) -> Together:
+    """Build the kernels, of c-transforms of zero; leave out the too sharp ones."""
+    a, b = (w / w.sum(1, keepdim=True) for w in (p.a, p.b))
+    g = p.C.amin(1)
+    f = (p.C - g[:, None]).amin(2)
+    z = (f[:, :, None] + g[:, None] - p.C) / p.epsilon[:, None, None]
+    narrow = -z.amin((1, 2)) < RANGE
     K = a[:, :, None] * b[:, None] * z.exp()
-    s, t, one = K.sum(2), K.sum(1), torch.ones_like(epsilon)
-    index = torch.tensor(members, device=C.device)
-    batch = Together(
-        *(
-            index,
-            C,
-            a,
-            b,
-            epsilon,
-            tol,
-            max_iter.long(),
-            f,
-            g,
-            K,
-            torch.ones_like(s),
-            torch.ones_like(t),
-        ),
-        *(s, t, one, one * math.inf, one * math.inf, torch.zeros_like(index)),
-    )
-    batch.keep(-z.amin((1, 2)) < RANGE)
-    return batch
+    s, t, one = K.sum(2), K.sum(1), torch.ones_like(p.epsilon)
+    index = torch.arange(len(a), device=p.C.device)
+    none = torch.zeros_like(index)
+    return Together(
+        *(index, p.C, a, b, p.epsilon, p.tol, p.max_iter, f, g, K, torch.ones_like(s)),
+        *(torch.ones_like(t), s, t, none, one, one * math.inf, one * math.inf, none),
+    ).pick(narrow)
 
 
 def _pace(batch: Together, errors: Float[Tensor, "B"]) -> None:
@@ -184,18 +243,24 @@ def _pace(batch: Together, errors: Float[Tensor, "B"]) -> None:
     batch.before = errors
 
 
-def _leave(
-    batch: Together, ended: Bool[Tensor, "B"], done: int, found: list[Potentials | None]
-) -> None:
+def _potentials(batch: Together) -> Potentials:
     """Take a plain half step on g, centre f, and build the plans, if they are as good as said."""
-    epsilon, a, b, C = batch.epsilon[ended, None], batch.a[ended], batch.b[ended], batch.C[ended]
-    f = batch.f[ended] + epsilon * batch.u[ended].log()
-    g = batch.g[ended] + epsilon * (b / batch.t[ended]).log()
+    epsilon, a, b = batch.epsilon[:, None], batch.a, batch.b
+    f = batch.f + epsilon * batch.u.log()
+    g = batch.g + epsilon * (b / batch.t).log()
     centre = (a * f).sum(1, keepdim=True)
     f, g = f - centre, g + centre
-    P = ((f[:, :, None] + g[:, None] - C) / epsilon[:, None]).exp() * a[:, :, None] * b[:, None]
+    density = ((f[:, :, None] + g[:, None] - batch.C) / epsilon[:, None]).exp()
+    P = density * a[:, :, None] * b[:, None]
     errors = (P.sum(2) - a).abs().sum(1) + (P.sum(1) - b).abs().sum(1)
-    kept = (errors <= batch.tol[ended]).tolist()
-    for k, i in enumerate(batch.index[ended].tolist()):
-        if kept[k]:
-            found[i] = Potentials(f[k], g[k], P[k], done)
+    kept = errors <= batch.tol
+    return Potentials(batch.index[kept], f[kept], g[kept], P[kept], batch.sweeps[kept])
+
+
+def _gathered(parts: list[Potentials], p: Small) -> Potentials:
+    """Join what left at several times."""
+    none = torch.zeros(0, dtype=torch.int64, device=p.C.device)
+    empty = Potentials(none, p.a[:0], p.b[:0], p.C[:0], none)
+    joined = {name: torch.cat([vars(q)[name] for q in (empty, *parts)]) for name in vars(empty)}
+    order = joined["index"].argsort()
+    return Potentials(**{name: value[order] for name, value in joined.items()})

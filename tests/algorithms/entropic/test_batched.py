@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from algorithms.entropic import batched
 from algorithms.entropic.batched import Small, solve_small
 from algorithms.errors import IllPosed
 from algorithms.geometry import CostMatrix, PointClouds
@@ -20,10 +21,26 @@ def points(seed: int, n: int = 6, m: int = 5) -> PointClouds:
     return PointClouds(cloud(n, 2, seed), cloud(m, 2, seed + 100) + 0.5)
 
 
-def small(seed: int, **more: float) -> Small:
-    a, b = random_weights(4, seed), random_weights(5, seed + 50)
-    asked = {"mass": 1.0, "epsilon": 0.1, "tol": TOL, "max_iter": 10_000} | more
-    return Small(random_cost(4, 5, seed), a, b, **asked)  # type: ignore[arg-type]
+def small(*seeds: int, **more: list[float]) -> Small:
+    """Stack problems, one for each seed."""
+    k = len(seeds)
+    asked = {"mass": [1.0] * k, "epsilon": [0.1] * k, "tol": [TOL] * k} | more
+    columns = {name: torch.tensor(values).double() for name, values in asked.items()}
+    columns["max_iter"] = columns.get("max_iter", torch.full((k,), 10_000.0)).long()
+    return Small(
+        torch.stack([random_cost(4, 5, seed) for seed in seeds]),
+        torch.stack([random_weights(4, seed) for seed in seeds]),
+        torch.stack([random_weights(5, seed + 50) for seed in seeds]),
+        **columns,
+    )
+
+
+@pytest.fixture(params=["compiled", "tensors"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Solve by compiled loops, and as where they do not run."""
+    if request.param == "tensors":
+        monkeypatch.setattr(batched.compiled, "runs_on", lambda like: False)
+    return request.param
 
 
 def test_many_answers_as_one_by_one() -> None:
@@ -88,32 +105,55 @@ def test_what_is_not_plain_is_answered_by_the_function_itself() -> None:
     assert found[7].stop.iterations <= 1
 
 
+@pytest.mark.usefixtures("way")
 def test_nobody_gets_more_than_its_own_budget_nor_waits_for_others() -> None:
-    easy, hard = small(1), small(2, epsilon=0.004)
-    stingy = small(1, max_iter=10)
-    alone = solve_small([easy])[0]
-    together = solve_small([hard, easy, stingy])
-    assert alone is not None
-    assert together[1] is not None
-    assert together[1].sweeps == alone.sweeps
-    assert together[2] is None
-    assert all(p is None or p.sweeps <= 10_000 for p in together)
-    torch.testing.assert_close(together[1].plan, alone.plan, atol=1e-12, rtol=0)
+    together = solve_small(small(2, 1, 1, epsilon=[0.004, 0.1, 0.1], max_iter=[10_000, 10_000, 10]))
+    alone = solve_small(small(1))
+    found = dict(zip(together.index.tolist(), together.sweeps.tolist(), strict=True))
+    assert 2 not in found
+    assert found[1] == alone.sweeps.tolist()[0]
+    assert max(found.values()) <= 10_000
+    at = together.index.tolist().index(1)
+    torch.testing.assert_close(together.plan[at], alone.plan[0], atol=1e-12, rtol=0)
 
 
+def test_both_ways_find_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    problems = small(*range(20), epsilon=[0.02 + 0.02 * k for k in range(20)])
+    one = solve_small(problems)
+    monkeypatch.setattr(batched.compiled, "runs_on", lambda like: False)
+    other = solve_small(problems)
+    assert set(other.index.tolist()) <= set(one.index.tolist())
+    assert len(other.index) > 15
+    same = torch.isin(one.index, other.index)
+    torch.testing.assert_close(one.plan[same], other.plan, atol=AGREES, rtol=0)
+
+
+@pytest.mark.usefixtures("way")
+def test_what_crawls_is_hurried_or_left() -> None:
+    hard = small(3, 4, 5, epsilon=[0.01, 0.005, 0.003])
+    found = solve_small(hard)
+    errors = (found.plan.sum(2) - hard.a[found.index]).abs().sum(1)
+    assert bool((errors <= TOL).all())
+
+
+@pytest.mark.usefixtures("way")
 def test_too_sharp_and_nonsense_are_left_to_others() -> None:
-    sharp = small(1, epsilon=1e-6)
+    sharp = small(1, epsilon=[1e-6])
     lost = Small(
-        torch.full((2, 2), math.nan).double(), *[torch.ones(2).double() / 2] * 2, 1.0, 1.0, 1.0, 9
+        torch.full((1, 2, 2), math.nan).double(),
+        *[torch.ones(1, 2).double() / 2] * 2,
+        *[torch.ones(1).double()] * 3,
+        torch.tensor([9]),
     )
-    assert solve_small([sharp, lost]) == [None, None]
-    assert solve_small([]) == []
+    assert len(solve_small(sharp).index) == len(solve_small(lost).index) == 0
+    assert len(solve_small(small(1, 2).pick(slice(0, 0))).index) == 0
 
 
+@pytest.mark.usefixtures("way")
 def test_an_interrupted_batch_ends_soon() -> None:
     looks: list[int] = []
     found = solve_small(
-        [small(1, tol=1e-15), small(2)], watch=lambda i, _: looks.append(i) is not None
+        small(1, 2, tol=[1e-15, TOL]), watch=lambda i, _: looks.append(i) is not None
     )
-    assert found == [None, None]
+    assert len(found.index) == 0
     assert len(looks) == 1
