@@ -25,6 +25,8 @@ Method = Literal["conditional_gradient", "entropic"]
 
 # Rounds in which plans are sought from many starts; later ones go on from the plans they have.
 SEARCHING = 2
+# First means, each a selection of the points of one input.
+FIRSTS = 3
 # Inner steps gain less than this share of the outer tolerance when they end, and so many are made.
 INNER, INNER_STEPS = 0.1, 20
 # Entropic plans move on by so many steps a round, or until a step moves less than this share.
@@ -132,7 +134,8 @@ def gromov_barycenter(
     `GW(C, C_k) = min_P sum_ijpq (C_ip - C_k,jq)^2 P_ij P_pq` over plans P with `P 1 = a`,
     `P^T 1 = a_k`. Rounds of two steps: a plan P_k to each space, then
     `C = sum_k w_k P_k C_k P_k^T / (a a^T)`, the best for these plans. Neither raises the objective.
-    The first C is a selection of the points of the space of largest weight.
+    The first C is a selection of the points of one space; each of the three of largest weight
+    has a try, and the one that is best after a round goes on.
 
     Shapes: weights (k,), a (n,); each of the spaces has its own number of points.
 
@@ -169,8 +172,10 @@ def gromov_barycenter(
         Vayer et al. 2019, arXiv:1805.09114, section 3 (conditional gradient).
     """
     p = _posed(spaces, weights, size, a, method, epsilon, starts, tol)
-    first = _first(p, generator)
-    state = _round(p, first, generator, quietly(watch))
+    heaviest = p.w.argsort(descending=True)[:FIRSTS].tolist()
+    firsts = [_first(p, k, generator) for k in heaviest if float(p.w[k]) > 0]
+    rounds = (_round(p, first, generator, quietly(watch)) for first in firsts)
+    state = min(rounds, key=lambda mean: mean.value)
     state, stop = iterate(
         lambda mean: _round(p, mean, generator, quietly(watch)),
         lambda mean: mean.gain,
@@ -243,9 +248,8 @@ def _check_range(Z: Space, k: int) -> None:
         raise IllPosed(f"spaces.{k}.{name}", f"exceeds {limit:.0e}: squares of costs overflow")
 
 
-def _first(p: Problem, generator: torch.Generator) -> Mean:
-    """Select points of the space of largest weight, with the plan that this makes."""
-    k = int(p.w.argmax())
+def _first(p: Problem, k: int, generator: torch.Generator) -> Mean:
+    """Select points of one space, with the plan that this makes."""
     index = selected(p.spaces[k], p.b[k], len(p.a), generator)
     plan = torch.zeros(len(p.a), len(p.b[k]), dtype=torch.float64)
     plan[torch.arange(len(p.a)), index] = p.a

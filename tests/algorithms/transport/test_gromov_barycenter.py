@@ -19,7 +19,7 @@ ZERO = 1e-10  # an optimum of zero, from squared costs of size ten
 EXACT = 1e-9  # entries of size ten, averaged through plans of a few hundred entries
 MARGINALS = 1e-13  # vertices, and plans rounded to their marginals
 NEIGHBOUR = 1e-2  # rounding may break ties between plans, and lead to the next local minimum
-LOCAL = 1.05  # POT starts elsewhere and ends in other local minima, some up to 4 % better
+LOCAL = 1.01  # POT starts elsewhere: of five seeds it was below ours once, by 0.6 %
 SINGLE = 1e-4  # float32 entries, plans that round to the same vertex
 seeds = st.integers(0, 10_000)
 few = settings(max_examples=3, deadline=None)
