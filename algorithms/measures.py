@@ -1,6 +1,7 @@
 """What every transport routine asks: that weights are measures and costs are numbers."""
 
 import math
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -15,25 +16,51 @@ SAME_MASS = 1e-5
 PROVED = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
-def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
-    """Evaluate the cost matrix, or say which input kept it from being finite.
+@dataclass(frozen=True)
+class Extent:
+    """The least and the largest entry of a matrix; both are NaN where one entry is."""
 
-    Only a cost that forbids pairs by its nature is infinite there, and never everywhere.
-    """
-    check_finite(geometry)
-    C = geometry.matrix()
-    forbids = isinstance(geometry, PointClouds) and geometry.cost == "wfr"
-    low, high = (float(z) for z in C.detach().aminmax())  # one pass; NaN where there is one
-    if math.isnan(low) or not (forbids or (math.isfinite(low) and math.isfinite(high))):
-        raise IllPosed("geometry", f"costs overflow {str(C.dtype)[6:]}; rescale the points")
-    if not math.isfinite(low):
-        raise IllPosed("geometry.delta", "every pair is forbidden: all are pi delta apart or more")
-    return C
+    low: float
+    high: float
+
+    @property
+    def finite(self) -> bool:
+        """Tell whether all entries are finite."""
+        return math.isfinite(self.low) and math.isfinite(self.high)
+
+
+def extent(z: Float[Tensor, "*shape"]) -> Extent:
+    """Find both ends in one pass and without copies, which `isfinite` makes."""
+    low, high = z.detach().aminmax()
+    return Extent(float(low), float(high))
 
 
 def all_finite(z: Float[Tensor, "*shape"]) -> bool:
-    """Tell whether all entries are finite, in one pass; `isfinite` makes copies."""
-    return all(math.isfinite(float(end)) for end in z.detach().aminmax())
+    """Tell whether all entries are finite."""
+    return extent(z).finite
+
+
+def costs(geometry: Geometry) -> Float[Tensor, "n m"]:
+    """Evaluate the cost matrix, or say which input kept it from being finite."""
+    return costs_within(geometry)[0]
+
+
+def costs_within(geometry: Geometry) -> tuple[Float[Tensor, "n m"], Extent]:
+    """Evaluate the cost matrix and its extent, or say which input kept it from being finite.
+
+    Only a cost that forbids pairs by its nature is infinite there, and never everywhere.
+    """
+    if isinstance(geometry, CostMatrix):
+        return geometry.C, _ends("geometry.C", geometry.C)
+    check_finite(geometry)
+    C = geometry.matrix()
+    forbids = geometry.cost == "wfr"
+    ends = extent(C)
+    if math.isnan(ends.low) or not (forbids or ends.finite):
+        raise IllPosed("geometry", f"costs overflow {str(C.dtype)[6:]}; rescale the points")
+    if not math.isfinite(ends.low):
+        raise IllPosed("geometry.delta", "every pair is forbidden: all are pi delta apart or more")
+    return C, ends
 
 
 def check_finite(geometry: Geometry) -> None:
@@ -50,10 +77,17 @@ def check_finite(geometry: Geometry) -> None:
             if inputs_at_zero:
                 raise IllPosed(f"geometry.{inputs_at_zero[0]}", "has a zero row: it has no angle")
     for name, values in inputs.items():
-        if not values.numel():
-            raise IllPosed(f"geometry.{name}", f"is empty, of shape {tuple(values.shape)}")
-        if not all_finite(values):
-            raise IllPosed(f"geometry.{name}", "holds NaN or infinity; every entry must be finite")
+        _ends(f"geometry.{name}", values)
+
+
+def _ends(field: str, z: Float[Tensor, "n k"]) -> Extent:
+    """Return the extent of an input; refuse what is empty or not finite."""
+    if not z.numel():
+        raise IllPosed(field, f"is empty, of shape {tuple(z.shape)}")
+    ends = extent(z)
+    if not ends.finite:
+        raise IllPosed(field, "holds NaN or infinity; every entry must be finite")
+    return ends
 
 
 def weights(

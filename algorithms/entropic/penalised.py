@@ -33,7 +33,7 @@ from algorithms.entropic.unbalanced import Problem, distance, softmin
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch
 from algorithms.marginals import KL, Balanced, Marginal, Range
-from algorithms.measures import same_mass
+from algorithms.measures import Extent, all_finite, extent, same_mass
 
 BALANCED = Balanced()
 
@@ -99,6 +99,8 @@ class Found:
     f: Float[Tensor, "n"]
     g: Float[Tensor, "m"]
     plan: Float[Tensor, "n m"]
+    rows: Float[Tensor, "n"]
+    columns: Float[Tensor, "m"]
     value: Float[Tensor, ""]
     certificate: Certificate
     stop: Stop
@@ -129,21 +131,26 @@ def entropic(
     *,
     f0: Float[Tensor, "n"] | None = None,
     g0: Float[Tensor, "m"] | None = None,
+    within: Extent | None = None,
 ) -> Found:
-    """Solve, measure, put back the points that no mass can reach, attach all derivatives."""
-    rows, columns = _served(C.detach(), a.detach(), b.detach(), ask)
+    """Solve, measure, put back the points that no mass can reach, attach all derivatives.
+
+    `within` is the extent of C, if that is known.
+    """
+    finite = (within or extent(C)).finite
+    rows, columns = _served(C.detach(), a.detach(), b.detach(), ask, finite)
     whole = len(rows) == len(a) and len(columns) == len(b)
     inner = (C, a, b) if whole else (C[rows][:, columns], a[rows], b[columns])
     p = ask.problem(*inner)
     begun = _begun(p, None if f0 is None else f0[rows], None if g0 is None else g0[columns])
-    if ask.balanced and begun is None and bool(p.C.isfinite().all()):
-        f, g, plan, stop = balanced_optimum(
+    if ask.balanced and begun is None and (finite or all_finite(p.C)):
+        f, g, plan, stop, sums = balanced_optimum(
             *inner, ask.epsilon, tol=ask.tol, max_iter=ask.max_iter, watch=ask.watch
         )
     else:
-        f, g, plan, stop = _optimum(p, inner, begun, ask)
+        f, g, plan, stop, sums = _optimum(p, inner, begun, ask)
     with torch.no_grad():
-        certificate, value = measured(p, f, g, plan)
+        certificate, value = measured(p, f, g, plan, sums)
     if ask.rounded:
         with torch.no_grad():
             move = feasible_plan(p, plan) - plan
@@ -156,14 +163,22 @@ def entropic(
         marginals = ask.marginal_a, ask.marginal_b
         f, g, plan = restored((C, a, b), f, g, plan, (rows, columns), ask.epsilon, marginals)
     value = with_derivatives(value, (C, a, b), (f, g, plan), ask)
-    return Found(f, g, plan, value, certificate, stop)
+    if ask.rounded or not whole or plan.requires_grad:
+        sums = plan.sum(1), plan.sum(0)
+    mu, nu = (z.to(plan) for z in sums)
+    return Found(f, g, plan, mu, nu, value, certificate, stop)
 
 
 def measured(
-    p: Problem, f: Float[Tensor, "n"], g: Float[Tensor, "m"], P: Float[Tensor, "n m"]
+    p: Problem,
+    f: Float[Tensor, "n"],
+    g: Float[Tensor, "m"],
+    P: Float[Tensor, "n m"],
+    sums: tuple[Float[Tensor, "n"], Float[Tensor, "m"]] | None = None,
 ) -> tuple[Certificate, Float[Tensor, ""]]:
-    """Compute the certificate and the objective of the plan of f, g."""
-    mu, nu = P.sum(1, dtype=torch.float64), P.sum(0, dtype=torch.float64)
+    """Compute the certificate and the objective of the plan of f, g; its marginals are `sums`."""
+    wide = torch.float64
+    mu, nu = sums or (P.sum(1, dtype=wide), P.sum(0, dtype=wide))
     f, g = f.double(), g.double()
     certificate = certified(p, f, g, mu, nu, Matrices(P, p.C))
     return certificate, objective(p, f, g, mu, nu).to(P.dtype)
@@ -207,10 +222,10 @@ def _measured_again(
     return seen, whole_objective(p, P, mu, nu).to(P.dtype)
 
 
-def _served(C: Tensor, a: Tensor, b: Tensor, ask: Ask) -> tuple[Tensor, Tensor]:
+def _served(C: Tensor, a: Tensor, b: Tensor, ask: Ask, finite: bool) -> tuple[Tensor, Tensor]:
     """Index the points with weight that some allowed pair serves; refuse what cannot do without."""
     here, there = a > 0, b > 0
-    if bool(C.isfinite().all()):
+    if finite:
         return here.nonzero()[:, 0], there.nonzero()[:, 0]
     allowed = C.isfinite() & here[:, None] & there
     served = allowed.any(1), allowed.any(0)
@@ -240,8 +255,8 @@ def _begun(
 
 def _optimum(
     p: Problem, inner: tuple[Tensor, Tensor, Tensor], begun: Tensor | None, ask: Ask
-) -> tuple[Tensor, Tensor, Tensor, Stop]:
-    """Solve by penalised sweeps; return f, g and the plan with gradients."""
+) -> tuple[Tensor, Tensor, Tensor, Stop, tuple[Tensor, Tensor]]:
+    """Solve by penalised sweeps; return f, g and the plan with gradients, and its marginals."""
     C, a, b = inner
     with torch.no_grad():
         solved = unbalanced.solve(p, f=begun, tol=ask.tol, max_iter=ask.max_iter, watch=ask.watch)
@@ -255,7 +270,7 @@ def _optimum(
         centre = (f @ a) / a.sum()
         centre = centre - centre.detach()
         f, g = f - centre, g + centre
-    return f, g, plan, solved.stop
+    return f, g, plan, solved.stop, (solved.rows, solved.columns)
 
 
 def _give(

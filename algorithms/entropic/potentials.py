@@ -12,6 +12,7 @@ from algorithms.entropic.scaling import Problem, solve
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch
 from algorithms.marginals import KL, TV, Balanced, Berg, Marginal
+from algorithms.measures import Extent, extent
 
 # Half an ulp of a potential as large as max|C|, over epsilon, is an error of the plan's exponents.
 # They average: L1 errors measured in float32 are 0.02 to 0.2 of it (n = 40 to 2000; d = 2, 50). A
@@ -19,6 +20,8 @@ from algorithms.marginals import KL, TV, Balanced, Berg, Marginal
 REACHABLE = 1 / 64
 # KL potentials of a point without mass are infinite; from so many rho on, exp(-f/rho) is rounding.
 UNSERVED = 40.0
+# A mass that differs from one by so many roundings of the plan's type is one.
+SAME = 4.0
 
 
 def check_reachable(largest: float, dtype: torch.dtype, epsilon: float, tol: float) -> None:
@@ -43,8 +46,11 @@ def check_reachable(largest: float, dtype: torch.dtype, epsilon: float, tol: flo
         )
 
 
-def largest_cost(C: Float[Tensor, "n m"]) -> float:
-    """Return the largest absolute cost that is finite."""
+def largest_cost(C: Float[Tensor, "n m"], within: Extent | None = None) -> float:
+    """Return the largest absolute cost that is finite; from the extent of C if that is known."""
+    ends = within or extent(C)
+    if ends.finite:
+        return max(abs(ends.low), abs(ends.high))
     size = C.detach().abs()
     return float(torch.where(size.isfinite(), size, 0.0).amax())
 
@@ -79,8 +85,11 @@ def balanced_optimum(
     tol: float,
     max_iter: int,
     watch: Watch,
-) -> tuple[Tensor, Tensor, Tensor, Stop]:
-    """Solve for weights of mass one; return f, g and the plan of the true mass, with gradients."""
+) -> tuple[Tensor, Tensor, Tensor, Stop, tuple[Tensor, Tensor]]:
+    """Solve for weights of mass one; return f, g and the plan of the true mass, with gradients.
+
+    Last come the marginals of the plan in float64, as they were summed when it was made.
+    """
     with torch.no_grad():
         wide_a, wide_b = a.double(), b.double()
         mass = wide_a.sum()
@@ -88,12 +97,14 @@ def balanced_optimum(
         solved = solve(problem, tol=tol, max_iter=max_iter, watch=watch)
         f = solved.f
         g = solved.g - epsilon * mass.log()  # a b grows like mass^2, the plan like mass
-        plan = solved.plan.mul_(mass.to(C.dtype))
+        plan, marginals = solved.plan, (mass * solved.rows, mass * solved.columns)
+        if abs(float(mass) - 1) > SAME * torch.finfo(C.dtype).eps:
+            plan = plan.mul_(mass.to(C.dtype))
     f, g, plan = Optimum.apply(C, a, b, (f.to(C), g.to(C)), plan, epsilon)
     # <f, a> = 0 already: the difference is zero and carries the derivative of the gauge
     centre = (f @ a) / a.sum()
     centre = centre - centre.detach()
-    return f - centre, g + centre, plan, solved.stop
+    return f - centre, g + centre, plan, solved.stop, marginals
 
 
 def restored(

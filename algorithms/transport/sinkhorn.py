@@ -1,7 +1,7 @@
 """Entropic optimal transport, balanced or not."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -26,7 +26,7 @@ from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import Geometry, PointClouds
 from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.marginals import Marginal
-from algorithms.measures import all_finite, costs, weights
+from algorithms.measures import costs_within, weights
 from algorithms.sparse import SparsePlan
 
 Method = Literal["auto", "dense", "streamed"]
@@ -154,48 +154,51 @@ def sinkhorn(
             "method", "streamed forms no plan: plan_form top or none, not rounded, product"
         )
     if method == "streamed" or (method == "auto" and small and streams(geometry)):
-        strength = resolved(mean_cost(geometry), epsilon, epsilon_relative)
+        strength = resolved(lambda: mean_cost(geometry), epsilon, epsilon_relative)
         ask = Ask(strength, *sides, tol, max_iter, watch)
         reading = Reading(top if plan_form == "top" else 0, barycentric)
         return EntropicPlan(**vars(streamed_answer(geometry, a, b, ask, reading, (f0, g0))))
-    C = costs(geometry)
+    C, ends = costs_within(geometry)
     a, b = weights("a", a, C.shape[0], C), weights("b", b, C.shape[1], C)
-    whole = all_finite(C)
-    finite = C if whole else torch.where(C.isfinite(), C, 0.0)
-    present = C.detach() if whole else C.detach()[C.isfinite()]
-    mean = float(present.mean(dtype=torch.float64))
-    strength = resolved(mean, epsilon, epsilon_relative)
+    finite = C if ends.finite else torch.where(C.isfinite(), C, 0.0)
+    strength = resolved(lambda: float(_present(C).mean()), epsilon, epsilon_relative)
     ask = Ask(strength, *sides, tol, max_iter, watch, rounded)
-    b, cautions = checked(largest_cost(C), a, b, ask)
-    if rounded and ask.hard and not whole:
+    largest = largest_cost(C, ends)
+    b, cautions = checked(largest, a, b, ask)
+    if rounded and ask.hard and not ends.finite:
         raise IllPosed("rounded", "would send mass across forbidden pairs; leave it out")
     if counting:
         priced = counted(C, a, b, strength)
         found = _discounted(entropic(priced, a, b, ask, f0=f0, g0=g0), a, b, strength)
     else:
-        priced, found = C, entropic(C, a, b, ask, f0=f0, g0=g0)
+        priced, found = C, entropic(C, a, b, ask, f0=f0, g0=g0, within=ends)
     plan, entries, image = found.plan, entries_of(found.plan, plan_form, top), None
-    cost, mass = (plan * finite).sum(), plan.sum()
+    cost, mass = _paid(plan, finite), found.rows.sum()
     if barycentric:
         assert isinstance(geometry, PointClouds)
         logs = (b.log() + (found.g - priced) / strength).detach()
         image = barycentric_map(plan, geometry.x, geometry.y, logs)
-    cautions += floor_caution(largest_cost(C), C.dtype, strength, found.stop, tol)
-    cautions += _cautions(priced.detach(), a.detach(), b.detach(), found, ask)
+    cautions += floor_caution(largest, C.dtype, strength, found.stop, tol)
+    paid = _paid(plan.detach(), torch.where(priced.isfinite(), priced, 0.0)) if counting else cost
+    information = _information(found, paid, a, b, ask)
+    lighter = min(float(a.detach().sum()), float(b.detach().sum()))
+    cautions += _cautions(C.detach(), ends.finite, lighter, found, ask, information)
     return EntropicPlan(
         plan if plan_form == "dense" else None,
         entries,
         torch.zeros_like(mass) if entries is None else mass.detach() - entries.mass.sum(),
         image,
-        *(found.f, found.g, strength, found.value, cost, mass, plan.sum(1), plan.sum(0)),
+        *(found.f, found.g, strength, found.value, cost, mass, found.rows, found.columns),
         certificate=found.certificate,
         stop=found.stop,
         cautions=cautions,
     )
 
 
-def resolved(mean: float, epsilon: float | None, epsilon_relative: float | None) -> float:
-    """Return the entropic strength in units of the cost, of which the mean is given."""
+def resolved(
+    mean_of_cost: Callable[[], float], epsilon: float | None, epsilon_relative: float | None
+) -> float:
+    """Return the entropic strength in units of the cost, whose mean is asked for if it matters."""
     if epsilon is not None:
         if epsilon_relative is not None:
             raise IllPosed("epsilon_relative", "is given beside epsilon; give one of the two")
@@ -203,6 +206,7 @@ def resolved(mean: float, epsilon: float | None, epsilon_relative: float | None)
     share = RELATIVE if epsilon_relative is None else epsilon_relative
     if not (math.isfinite(share) and share > 0):
         raise IllPosed("epsilon_relative", f"is {share}; it must be positive and finite")
+    mean = mean_of_cost()
     if not mean > 0:
         raise IllPosed("epsilon_relative", f"needs a positive mean cost, and it is {mean:.3g}")
     return share * mean
@@ -227,49 +231,64 @@ def _discounted(found: Found, a: Tensor, b: Tensor, epsilon: float) -> Found:
     return replace(found, value=found.value - more, certificate=seen)
 
 
+def _present(C: Float[Tensor, "n m"]) -> Float[Tensor, "k"]:
+    """List the costs that are finite, in float64."""
+    C = C.detach().double()
+    return C[C.isfinite()]
+
+
+def _paid(P: Float[Tensor, "n m"], C: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
+    """Compute `<P, C>`; in float64 without a matrix of products, whose sum float32 needs."""
+    return P.flatten().dot(C.flatten()) if P.dtype == torch.float64 else (P * C).sum()
+
+
+def _information(
+    found: Found, cost: Tensor, a: Float[Tensor, "n"], b: Float[Tensor, "m"], ask: Ask
+) -> float:
+    """Compute `KL(P | a b^T)` of the plan of f, g from its marginals and what it costs."""
+    rows, columns, f, g = (z.detach() for z in (found.rows, found.columns, found.f, found.g))
+    spread = (rows @ f + columns @ g - cost.detach()).double() / ask.epsilon
+    return float(spread - rows.sum() + a.detach().double().sum() * b.detach().double().sum())
+
+
 def _cautions(
     C: Float[Tensor, "n m"],
-    a: Float[Tensor, "n"],
-    b: Float[Tensor, "m"],
+    finite: bool,
+    lighter: float,
     found: Found,
     ask: Ask,
+    information: float,
 ) -> tuple[Caution, ...]:
     """Say when pairs are forbidden in vain, mass was destroyed, or the cost hardly mattered."""
-    f, g, P, stop = found.f.detach(), found.g.detach(), found.plan.detach(), found.stop
-    mass, whole = float(P.sum()), all_finite(C)
-    finite = torch.ones((), dtype=torch.bool) if whole else C.isfinite()
-    present = C if whole else C[finite]
+    mass, stop = float(found.rows.detach().sum()), found.stop
     said: list[Caution] = []
-    if ask.hard and stop.status != "converged" and not whole:
+    if ask.hard and stop.status != "converged" and not finite:
         said.append(
             Caution(
                 "forbidden_pairs",
-                f"{int((~finite).sum())} of {finite.numel()} pairs are forbidden and the marginals"
-                f" are missed by {stop.residual:.1e} of the mass: perhaps no plan avoids them all",
+                f"{C.numel() - len(_present(C))} of {C.numel()} pairs are forbidden and the"
+                f" marginals are missed by {stop.residual:.1e} of the mass: perhaps no plan avoids"
+                " them all",
                 "relax a marginal, as with kl, or widen delta",
             )
         )
-    lighter = min(float(a.sum()), float(b.sum()))
     if mass < DESTROYED * lighter:
         said.append(
             Caution(
                 "mass_destroyed",
                 f"the plan has mass {mass:.1e}; the lighter measure has {lighter:.3g}",
-                f"rho is small beside the costs, of mean {float(present.mean()):.3g}",
+                f"rho is small beside the costs, of mean {float(_present(C).mean()):.3g}",
             )
         )
-    elif min(P.shape) > 1:
-        spread = (
-            P.sum(1) @ f + P.sum(0) @ g - (P * (C if whole else torch.where(finite, C, 0.0))).sum()
-        ).double()
-        spread = spread / ask.epsilon - mass + a.double().sum() * b.double().sum()
-        if float(spread) < INDEPENDENT * mass and float(present.std()) > 0:
+    elif min(C.shape) > 1 and information < INDEPENDENT * mass:
+        deviation = float(_present(C).std())
+        if deviation > 0:
             said.append(
                 Caution(
                     "nearly_independent",
-                    f"the plan is a b^T up to KL {float(spread):.1e}: the cost hardly matters",
-                    f"epsilon is {ask.epsilon / float(present.std()):.1f} standard deviations of"
-                    " the cost; lower it",
+                    f"the plan is a b^T up to KL {information:.1e}: the cost hardly matters",
+                    f"epsilon is {ask.epsilon / deviation:.1f} standard deviations of the cost;"
+                    " lower it",
                 )
             )
     return tuple(said)
