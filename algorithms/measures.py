@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
-from algorithms.geometry import CostMatrix, Geometry, PointClouds
+from algorithms.geometry import CostMatrix, Geometry
 
 # Masses that differ by less, relatively, are the same mass after rounding: float32 sums reach 1e-6.
 SAME_MASS = 1e-5

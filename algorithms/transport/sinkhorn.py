@@ -233,8 +233,8 @@ def _discounted(found: Found, a: Tensor, b: Tensor, epsilon: float) -> Found:
 
 def _present(C: Float[Tensor, "n m"]) -> Float[Tensor, "k"]:
     """List the costs that are finite, in float64."""
-    C = C.detach().double()
-    return C[C.isfinite()]
+    wide = C.detach().double()
+    return wide[wide.isfinite()]
 
 
 def _paid(P: Float[Tensor, "n m"], C: Float[Tensor, "n m"]) -> Float[Tensor, ""]:
