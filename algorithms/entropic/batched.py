@@ -1,15 +1,14 @@
 r"""Many small balanced entropic problems at once: what a call costs, it costs once.
 
 Problems of one shape are stacked, each with its own epsilon, tolerance and budget. Compiled loops
-take them one after the other, each from its start to its end; where those do not run, all are swept
-together in one tensor, which those that have converged, or will not here, leave. What needs more
-than plain or over-relaxed sweeps of one kernel (annealing, absorption, Newton's method) is not for
-here.
+take them one after the other, each from its start to its end: some sweeps, then Newton's method.
+Where those do not run, all are swept together in one tensor, over-relaxed, which those that have
+converged, or will not here, leave. What needs more than one kernel is not for here.
 """
 
 import math
 from dataclasses import dataclass
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numpy as np
 import torch
@@ -17,12 +16,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from algorithms.entropic import compiled
-from algorithms.entropic.compiled import Array, apart, scale_kernel, within
+from algorithms.entropic.compiled import Array, scale_kernel
+from algorithms.entropic.semidual import STEPS, solve_one
 from algorithms.iterate import Watch, unwatched
 
-# Sweeps between two looks at the errors, and sweeps after which a problem is said to crawl: it
-# needs Newton's method. A compiled sweep costs so little that they may be more.
-CHECK_EVERY, CRAWLS, CRAWLS_COMPILED = 10, 2000, 20_000
+# Sweeps between two looks at the errors, and sweeps after which a problem is said to crawl.
+CHECK_EVERY, CRAWLS = 10, 2000
+# Compiled sweeps before the first Newton step.
+FIRST = 20
 # Widest exponents of one kernel, and farthest scalings of it, that need no absorption.
 RANGE, REACH = 600.0, 1e40
 # Entries of all problems in one tensor, some megabytes; and of those between two looks at `watch`.
@@ -121,7 +122,7 @@ def _one_by_one(batch: Together, watch: Watch) -> Together:
     K = batch.K.numpy()
     rows = torch.stack([batch.a, batch.u, batch.s], 1)  # (B, 3, n)
     columns = torch.stack([batch.b, batch.v, batch.t], 1)  # (B, 3, m)
-    tol, budget = batch.tol.numpy(), batch.max_iter.clamp_max(CRAWLS_COMPILED).numpy()
+    tol, budget = batch.tol.numpy(), batch.max_iter.numpy()
     sweeps = np.full(len(K), -1)
     step = max(1, UNWATCHED // (K.shape[1] * K.shape[2]))
     for first in range(0, len(K), step):
@@ -148,42 +149,11 @@ def scale_each(
 @compiled.compiled()
 @no_type_check
 def scale_one(K: Array, rows: Array, columns: Array, tol: float, budget: int) -> int:
-    """Sweep one kernel to its end, its relaxation chosen as `_pace` does."""
-    w, before, least, checks, done = 1.0, np.inf, np.inf, 0, 0
-    while True:
-        error = apart(rows[1], rows[0], rows[2]) + apart(columns[1], columns[0], columns[2])
-        if error <= tol:
-            return done
-        if done >= budget or not error < np.inf:
-            return -1
-        if done % CHECK_EVERY == 0:
-            w, least, checks = pace(w, error, before, least, checks)
-            before = error
-        left = min(CHECK_EVERY - done % CHECK_EVERY, budget - done)
-        made = scale_kernel(K, rows, columns, w, left, tol, np.inf)
-        if made == 0:  # sums in another order met the tolerance
-            return done
-        done += made
-        if done % CHECK_EVERY == 0 and not (within(rows[1], REACH) and within(columns[1], REACH)):
-            return -1
-
-
-@compiled.compiled()
-@no_type_check
-def pace(w: float, error: float, before: float, least: float, checks: int) -> Any:
-    """Choose the relaxation of one problem; return it, the least error since, and the checks."""
-    rate = min(max(error / before, 1e-300), 1.0) ** (1 / CHECK_EVERY)
-    theta = min((rate + w - 1) ** 2 / (rate * w * w), 1.0)
-    best = min(2 / (1 + math.sqrt(1 - theta)), MOST_RELAXED)
-    patient = PLAIN_CHECKS if w == 1 else 2 + math.ceil(0.5 / (2 - w) / CHECK_EVERY)
-    if w > 1 and error > RUNAWAY * least:
-        return 1.0, error, 0
-    if checks >= patient and error < before and error < NEARLY_LINEAR:
-        if rate > w - 1 and (w == 1 or best > w + WORTH * (2 - w)):
-            return best, error, 0
-        if w > 1 and checks > 4 * patient and rate <= w - 1 + WORTH * (2 - w):
-            return 1 + (w - 1) ** 2, error, 0
-    return w, min(least, error), checks + 1
+    """Sweep a little, then take Newton steps: each counts as the sweeps that it costs."""
+    done = scale_kernel(K, rows, columns, 1.0, min(FIRST, budget), tol, np.inf)
+    price = min(K.shape)
+    made = solve_one(K, rows, columns, tol, min(STEPS, (budget - done) // price), REACH)
+    return made if made < 0 else done + made * price
 
 
 def _all_together(batch: Together, watch: Watch) -> list[Potentials]:
