@@ -2,6 +2,7 @@
 
 import hashlib
 import itertools
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -50,6 +51,24 @@ def stored(array: NDArray[Any]) -> Stored:
     if array.dtype.byteorder == ">":
         array = array.astype(array.dtype.newbyteorder("<"))
     return Stored(digest_of(array), facts_of(array), array)
+
+
+def stored_each(together: NDArray[Any]) -> list[Stored]:
+    """Name the arrays of a stack: measuring them costs its calls once for all."""
+    if len(together) < 2 or together.size == 0 or together.dtype not in NAMES:
+        return [stored(array) for array in together]
+    flat = together.reshape(len(together), -1)
+    with np.errstate(invalid="ignore", over="ignore"):
+        measured = flat.sum(1, dtype=np.float64), flat.min(1), flat.max(1)
+    dtype, shape, found = NAMES[together.dtype], list(together.shape[1:]), list[Stored]()
+    totals, lows, highs = (z.astype(np.float64).tolist() for z in measured)
+    for array, total, low, high in zip(together, totals, lows, highs, strict=True):
+        if not math.isfinite(total):
+            found.append(stored(array))
+            continue
+        facts = Facts(dtype=dtype, shape=shape, finite=True, low=low, high=high, total=total)
+        found.append(Stored(digest_of(array), facts, array))
+    return found
 
 
 def digest_of(array: NDArray[Any]) -> str:

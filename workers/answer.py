@@ -2,7 +2,7 @@
 
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,7 +16,7 @@ from algorithms.errors import IllPosed
 from schemas.arrays import Request, Shelf
 from schemas.registry import ROUTINES
 from schemas.routine import Routine
-from workers.bind import Encoder, NotFinite, call, together
+from workers.bind import Binder, Encoder, NotFinite, call, together
 from workers.desk import Desk, Materials, Outcome
 from workers.failures import problem_of
 from workers.place import Place, choose
@@ -119,26 +119,54 @@ def _at_once(
     pulse: Pulse,
 ) -> dict[int, dict[str, Any]]:
     """Answer the small questions without a deadline of their own; others wait for their turn."""
-    watch, bound = Stopwatch(), dict[int, Bound]()
-    for index, item in enumerate(items):
-        with suppress(IllPosed):  # said when its turn comes
-            ready = None if "error" in item else _bound(desk, claim, item["request"], materials)
-            if ready and ready.request.timeout_s is None and ready.request.footprint() <= SMALL:
-                bound[index] = ready
-    load_ms = watch.lap()
+    watch, bound = Stopwatch(), _bound_together(desk, claim, items, materials)
+    load_ms, share = watch.lap(), max(1, len(bound))
     with torch.no_grad():
         answers = many([ready.arguments for ready in bound.values()], watch=pulse)
-    share = max(1, len(bound))
     spent = (claim.queue_ms, round(load_ms / share, 3), round(watch.lap() / share, 3))
-    found = dict[int, dict[str, Any]]()
+    encoder.expect([answer for answer in answers if not isinstance(answer, IllPosed)])
+    found, seen = dict[int, dict[str, Any]](), set[Hashable]()
     for (index, ready), answer in zip(bound.items(), answers, strict=True):
         try:
             if isinstance(answer, IllPosed):
                 raise answer
-            found[index] = {"result": _encoded(claim, ready, answer, encoder, pulse, spent)}
+            body = _written(claim, ready, answer, encoder, pulse, spent)
         except (IllPosed, NotFinite) as error:
             found[index] = {"error": problem_of(error).model_dump()}
+            continue
+        if (form := _form(body)) not in seen:  # numbers are finite; the rest is the same for all
+            _check(claim, body, encoder)
+            seen.add(form)
+        found[index] = {"result": body}
     return found
+
+
+def _bound_together(
+    desk: Desk, claim: Claim, items: list[dict[str, Any]], materials: Materials
+) -> dict[int, Bound]:
+    """Bind the small questions, by their place in the batch."""
+    binders, bound = dict[Place, Binder](), dict[int, Bound]()
+    for index, item in enumerate(items):
+        if "error" in item:
+            continue
+        request = _request(claim, item["request"], materials)
+        if request.timeout_s is not None or request.footprint() > SMALL:
+            continue
+        place = choose(desk.settings, request.precision)
+        if place not in binders:
+            binders[place] = desk.binder(materials, place, many=True)
+        with suppress(IllPosed):  # said when its turn comes
+            bound[index] = Bound(request, place, binders[place].arguments(request))
+    return bound
+
+
+def _form(value: Any) -> Hashable:
+    """Tell what an answer is made of, apart from its numbers."""
+    if isinstance(value, dict):
+        return tuple((name, _form(inner)) for name, inner in value.items() if name != "provenance")
+    if isinstance(value, list):
+        return tuple(map(_form, value))
+    return type(value)
 
 
 def _item(
@@ -177,9 +205,13 @@ def answer(
     return _encoded(claim, ready, found, encoder, pulse, spent)
 
 
-def _bound(desk: Desk, claim: Claim, question: dict[str, Any], materials: Materials) -> Bound:
+def _request(claim: Claim, question: dict[str, Any], materials: Materials) -> Request:
     context = {"shelf": materials.shelf}
-    request: Request = ROUTINES[claim.routine].request.model_validate(question, context=context)
+    return ROUTINES[claim.routine].request.model_validate(question, context=context)
+
+
+def _bound(desk: Desk, claim: Claim, question: dict[str, Any], materials: Materials) -> Bound:
+    request = _request(claim, question, materials)
     place = choose(desk.settings, request.precision)
     return Bound(request, place, desk.binder(materials, place).arguments(request))
 
@@ -193,14 +225,32 @@ def _encoded(
     spent: tuple[float, float, float],
 ) -> dict[str, Any]:
     """Write an answer as a JSON object, checked by its model; `spent` are milliseconds."""
+    body = _written(claim, ready, found, encoder, pulse, spent)
+    _check(claim, body, encoder)
+    return body
+
+
+def _written(
+    claim: Claim,
+    ready: Bound,
+    found: Any,
+    encoder: Encoder,
+    pulse: Pulse,
+    spent: tuple[float, float, float],
+) -> dict[str, Any]:
     watch, routine, request = Stopwatch(), ROUTINES[claim.routine], ready.request
     body = encoder.answer(found)
     if pulse.reason == "deadline":
         body["warnings"].append(_deadline(request, body["residual"]))
     timings = (*spent, watch.lap())
     body["provenance"] = provenance(routine, ready.place, request.seed, timings)
-    routine.result.model_validate(body, context={"shelf": Shelf(known=encoder.facts)})
     return body
+
+
+def _check(claim: Claim, body: dict[str, Any], encoder: Encoder) -> None:
+    """Compare an answer with its model."""
+    context = {"shelf": Shelf(known=encoder.facts)}
+    ROUTINES[claim.routine].result.model_validate(body, context=context)
 
 
 def provenance(

@@ -8,17 +8,20 @@ dataclasses become JSON, tensors become stored arrays.
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from functools import cache
 from importlib import import_module
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import BaseModel
 
 from algorithms.iterate import Stop, Watch
 from schemas.arrays import ArrayRef, Request
 from schemas.datasets import Selection
-from schemas.facts import Facts, Stored, stored
+from schemas.facts import Facts, Stored, stored, stored_each
 from schemas.routine import Routine
 from workers.place import Place
 
@@ -58,10 +61,36 @@ def together(routine: Routine) -> Callable[..., list[Any]] | None:
     return getattr(import_module(f"algorithms.{routine.name}"), "many", None)
 
 
+@cache
 def mirror(model: type[BaseModel]) -> type[Any]:
     """Find the dataclass that a nested model is the image of."""
     module = import_module(model.__module__.replace("schemas", "algorithms", 1))
     return getattr(module, model.__name__)
+
+
+@cache
+def _own(model: type[Request]) -> tuple[str, ...]:
+    """List the fields of a question that are not every question's."""
+    return tuple(name for name in model.model_fields if name not in Request.model_fields)
+
+
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    """List the fields of a dataclass."""
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
+def brought(arrays: Mapping[str, Stored], place: Place) -> dict[str, torch.Tensor]:
+    """Bring many arrays to a device, those of one shape and element type in one piece."""
+    alike = defaultdict[Hashable, list[Stored]](list)
+    for item in arrays.values():
+        alike[item.array.dtype, item.array.shape].append(item)
+    found = dict[str, torch.Tensor]()
+    for items in alike.values():
+        stack = torch.tensor(np.stack([item.array for item in items]), device=place.device)
+        names = (item.digest for item in items)
+        found.update(zip(names, stack.to(place.dtype).unbind(), strict=True))
+    return found
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,14 +100,16 @@ class Binder:
     arrays: Mapping[str, Stored]
     place: Place
     load: Load
+    ready: Mapping[str, torch.Tensor] = dataclasses.field(default_factory=dict[str, torch.Tensor])
 
     def arguments(self, request: Request) -> dict[str, Any]:
         """Bind every field of the question that is its own."""
-        own = [name for name in type(request).model_fields if name not in Request.model_fields]
-        return {name: self._value(getattr(request, name), name) for name in own}
+        return {name: self._value(getattr(request, name), name) for name in _own(type(request))}
 
     def tensor(self, ref: ArrayRef) -> torch.Tensor:
         """Bring an array to the device; numbers take the chosen floating-point format."""
+        if ref.digest in self.ready:
+            return self.ready[ref.digest]
         array = self.arrays[ref.digest].array
         return torch.tensor(array, device=self.place.device).to(self.place.dtype)
 
@@ -89,8 +120,7 @@ class Binder:
             return self.load(value, path)
         if isinstance(value, BaseModel):
             kind = mirror(type(value))
-            names = [field.name for field in dataclasses.fields(kind)]
-            return kind(**{n: self._value(getattr(value, n), f"{path}.{n}") for n in names})
+            return kind(**{n: self._value(getattr(value, n), f"{path}.{n}") for n in _names(kind)})
         if isinstance(value, list):
             return tuple(self._value(item, f"{path}.{i}") for i, item in enumerate(value))
         return value
@@ -104,6 +134,20 @@ class Encoder:
         self.arrays: dict[str, Stored] = {}
         self.facts: dict[str, Facts] = {}
         self._limit = inline_limit
+        self._ready: dict[int, Stored] = {}
+
+    def expect(self, answers: Sequence[Any]) -> None:
+        """Name the arrays of answers that are about to be written, one shape at a time."""
+        alike = defaultdict[Hashable, list[torch.Tensor]](list)
+        for answer in answers:
+            for name in _names(type(answer)):
+                value = getattr(answer, name)
+                if isinstance(value, torch.Tensor) and value.ndim > 0:
+                    alike[value.dtype, value.shape, value.device].append(value)
+        self._ready.clear()
+        for tensors in alike.values():
+            items = stored_each(torch.stack(tensors).detach().cpu().numpy())
+            self._ready.update(zip(map(id, tensors), items, strict=True))
 
     def answer(self, answer: Any) -> dict[str, Any]:
         """Write a routine's dataclass: its stop is spread out, its cautions are the warnings.
@@ -111,7 +155,7 @@ class Encoder:
         Raises:
             NotFinite: when a number or an array entry is NaN or infinite.
         """
-        fields = {f.name: getattr(answer, f.name) for f in dataclasses.fields(answer)}
+        fields = {name: getattr(answer, name) for name in _names(type(answer))}
         stop: Stop = fields.pop("stop")
         cautions = fields.pop("cautions", ())
         return {
@@ -123,10 +167,9 @@ class Encoder:
     def value(self, value: Any, path: str) -> Any:
         """Write one value, whatever it is made of."""
         if isinstance(value, torch.Tensor):
-            value = value.detach()
             return self.value(value.item(), path) if value.ndim == 0 else self.array(value, path)
         if dataclasses.is_dataclass(value):
-            names = [f.name for f in dataclasses.fields(value)]
+            names = _names(type(value))
             return {n: self.value(getattr(value, n), f"{path}.{n}") for n in names}
         if isinstance(value, tuple | list):
             return [self.value(item, f"{path}.{i}") for i, item in enumerate(value)]
@@ -138,7 +181,9 @@ class Encoder:
 
     def array(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         """Store a tensor and refer to it; `values` only when it is small."""
-        item = stored(tensor.contiguous().cpu().numpy())
+        item = self._ready.pop(id(tensor), None)
+        if item is None:
+            item = stored(tensor.detach().contiguous().cpu().numpy())
         if not item.facts.finite:
             raise NotFinite(path)
         self.arrays[item.digest], self.facts[item.digest] = item, item.facts

@@ -11,7 +11,7 @@ from schemas.facts import Stored
 from schemas.jobs import State
 from schemas.problems import Failure
 from schemas.settings import Settings
-from workers.bind import Binder
+from workers.bind import Binder, brought
 from workers.load import LOADERS
 from workers.place import Place
 from workers.port import Claim, Ledger, Store
@@ -60,8 +60,11 @@ class Desk:
         known = {digest: item.facts for digest, item in arrays.items()}
         return Materials(arrays, Shelf(known=known, datasets=datasets))
 
-    def binder(self, materials: Materials, place: Place) -> Binder:
-        """Return what turns questions into arguments, reading uploaded files as needed."""
+    def binder(self, materials: Materials, place: Place, *, many: bool = False) -> Binder:
+        """Return what turns questions into arguments, reading uploaded files as needed.
+
+        One for `many` questions brings all arrays to the device at once; they share them.
+        """
 
         def load(selection: Selection, path: str) -> Any:
             raw = self.store.do(self.ledger.get_dataset(selection.dataset))
@@ -69,7 +72,8 @@ class Desk:
                 raise IllPosed(f"{path}.dataset", "the dataset has expired; upload it again")
             return LOADERS[type(selection)](selection, raw, path)
 
-        return Binder(materials.arrays, place, load)
+        ready = brought(materials.arrays, place) if many else {}
+        return Binder(materials.arrays, place, load, ready)
 
 
 Attempt = Callable[[Desk, Claim, Pulse], Outcome]
