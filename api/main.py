@@ -7,6 +7,7 @@ and an endpoint; what goes wrong anywhere becomes a problem (api/problems.py).
 """
 
 import asyncio
+import gc
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -46,6 +47,7 @@ def build(settings: Settings) -> FastAPI:
         async with gate.serving():
             pause = await _put_samples(gate)
             keeping = asyncio.create_task(_keep_samples(gate, pause))
+            gc.freeze()  # what is there now stays: collections need not look at it
             yield
             keeping.cancel()
 

@@ -6,6 +6,7 @@ pool's children do, when they start.
 
 import contextlib
 import functools
+import gc
 import os
 import socket
 from typing import Any
@@ -92,6 +93,7 @@ def warm_up(**_: Any) -> None:
     assert KINDS, "importing it is the point: what a job needs is there before the first arrives"
     for routine in ROUTINES.values():
         target(routine)
+    gc.freeze()  # what is there now stays: collections need not look at it
     with contextlib.suppress(RedisError):  # the next child signs, or the store comes back
         desk().store.do(ledger.alive(name_of(os.getppid()), warm=True))
 
