@@ -4,8 +4,10 @@ import math
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
+from scipy.sparse.linalg import eigsh
 from torch import Tensor
 
 from algorithms.entropic.rounding import round_plan
@@ -37,7 +39,9 @@ STRENGTH = 0.02
 ROUNDING = 1e-14
 # Largest cost: its square, summed over all pairs, is still a number.
 LARGEST = 1e70
-# Two axes that hold less of the positive spectrum show little of a space.
+# Spaces of more points are drawn by Lanczos iterations.
+SMALL = 500
+# Two axes that hold less of the squared spectrum show little of a space.
 FLAT = 0.5
 
 
@@ -159,7 +163,7 @@ def gromov_barycenter(
         `GW(C, C_k)` along them; `value`, their mean with weights w; `epsilon`;
         `coordinates`, the mean drawn in the plane by classical scaling (of C as squared
         distances if some input is given by points, else of C as distances), and `shown`,
-        the share of the positive spectrum that these two axes hold; a `Certificate`; the `Stop`,
+        the share of the squared spectrum that these two axes hold; a `Certificate`; the `Stop`,
         with the relative gain of the last round as residual; cautions.
 
     Notes:
@@ -367,10 +371,21 @@ def _drawn(C: Float[Tensor, "n n"], a: Float[Tensor, "n"]) -> tuple[Float[Tensor
     r = even @ w
     r = r - w @ r / 2
     B = -(even - r[:, None] - r) / 2
-    size, axes = torch.linalg.eigh(B)
+    kept = min(2, len(C))
+    size, axes = _largest(B, kept)
     size = size.clamp_min(0)
     points = torch.zeros(len(C), 2, dtype=C.dtype)
-    kept = min(2, len(C))
-    points[:, :kept] = (axes * size.sqrt()).flip(1)[:, :kept]
-    total = float(size.sum())
-    return points, float(size[-kept:].sum()) / total if total > 0 else 1.0
+    points[:, :kept] = axes * size.sqrt()
+    total = float(B.square().sum())
+    return points, min(1.0, float(size.square().sum()) / total) if total > 0 else 1.0
+
+
+def _largest(B: Float[Tensor, "n n"], k: int) -> tuple[Float[Tensor, "k"], Float[Tensor, "n k"]]:
+    """Find the k largest eigenvalues, descending, and their vectors; of large n by Lanczos."""
+    if len(B) <= SMALL:
+        size, axes = torch.linalg.eigh(B)
+    else:
+        seed = torch.ones(len(B), dtype=B.dtype).numpy()
+        found = eigsh(B.numpy(), k=k, which="LA", v0=seed + B[0].sign().numpy())
+        size, axes = (torch.from_numpy(np.ascontiguousarray(part)) for part in found)
+    return size[-k:].flip(0), axes[:, -k:].flip(1)

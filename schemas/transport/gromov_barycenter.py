@@ -149,7 +149,7 @@ class GromovBarycenterResult(Result):
         description="The barycenter in the plane by classical scaling: of C as squared distances "
         "if some space is given by points, else of C as distances."
     )
-    shown: float = Field(description="Share of the positive spectrum that these two axes hold.")
+    shown: float = Field(description="Share of the squared spectrum that these two axes hold.")
     certificate: Certificate
 
 

@@ -9,7 +9,12 @@ from hypothesis import strategies as st
 from algorithms.errors import IllPosed
 from algorithms.quadratic.objective import Pair
 from algorithms.spaces import Cloud, Relations
-from algorithms.transport.gromov_barycenter import WeightedSpace, gromov_barycenter
+from algorithms.transport.gromov_barycenter import (
+    SMALL,
+    WeightedSpace,
+    _drawn,
+    gromov_barycenter,
+)
 from schemas.arrays import Shelf
 from schemas.transport.gromov_barycenter import EXAMPLE, GromovBarycenterRequest
 from tests.problems.spaces import random_costs
@@ -196,6 +201,14 @@ def test_the_picture_keeps_distances_in_the_plane():
 
 
 # endings ------------------------------------------------------------------------------------------
+
+
+def test_large_means_are_drawn_alike():
+    """Lanczos iterations take over where decomposing all of the matrix would take minutes."""
+    x = cloud(SMALL + 20, 2, 4)
+    points, shown = _drawn(squared(x), uniform(len(x)))
+    torch.testing.assert_close(squared(points), squared(x), atol=1e-8, rtol=0)
+    assert shown == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("looks", [0, 3, 12])
