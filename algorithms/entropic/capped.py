@@ -13,14 +13,19 @@ from algorithms.iterate import Stop, Watch, iterate, quietly
 # sum that matters leaves the range of float64.
 DRIFT = 50.0
 # Sweeps without a smaller miss: forbidden pairs leave no plan of the mass, or rounding is reached.
-PATIENCE = 200
+PATIENCE = 100
 # From costs of WIDTH epsilons, which few sweeps cross, epsilon goes down by COOLING, with at most
 # COOLING_SWEEPS on the way, each until the miss is HALFWAY.
 WIDTH, COOLING, COOLING_SWEEPS, HALFWAY = 200.0, 4.0, 50, 1e-2
 # A Newton step costs as much as one sweep per so many points of the smaller side.
 POINTS_A_SWEEP = 20
-# Shares of a Newton step that are tried.
-SHARES = (1.0, 0.25, 0.0625)
+# A Newton step that does not raise the dual is tried again, so much shorter: so often at least, and
+# until it moves no potential by more than epsilon.
+SHORTER, TRIES = 4.0, 3
+# Of the dual, as a share of it.
+ROUNDING = 1e-14
+# Solves of a Newton step: potentials that would rise above zero are held there in the next.
+RELEASES = 8
 # Added to a unit diagonal until it can be factored, then grown by SAFER.
 RIDGE, SAFER, LARGEST_RIDGE = 1e-15, 100.0, 1e-3
 
@@ -42,12 +47,17 @@ class Capped:
 
 @dataclass(frozen=True)
 class Level:
-    """A problem at one epsilon, by which its costs are divided; all weights are positive."""
+    """A problem at one epsilon, by which its costs are divided; all weights are positive.
+
+    Attributes:
+        spread: how far apart finite costs are: further, potentials need not go.
+    """
 
     C: Float[Tensor, "n m"]
     a: Float[Tensor, "n"]
     b: Float[Tensor, "m"]
     mass: float
+    spread: float
 
 
 @dataclass(frozen=True)
@@ -92,26 +102,27 @@ def capped(
 
     Over f, g <= 0: the dual of entropic partial transport. By turns over (f, lam) and (g, lam),
     each exactly: with the others held, rows fill up to their caps as lam rises, until the mass is
-    right. Dykstra's projections take the three constraints one at a time, and more sweeps. Between
-    sweeps, Newton's method on the caps that are reached, kept where the dual rises; before, the
-    same at larger epsilons. The last step is on (g, lam): columns respect their caps, and the mass
-    is exact.
+    right. Dykstra's projections take the three constraints one at a time, and more sweeps. Now and
+    then a Newton step comes between, on the caps that are reached, and is kept where the dual
+    rises; potentials of larger epsilons are the start. The last step is on (g, lam): columns
+    respect their caps, and the mass is exact.
 
     Shapes: C (n, m), a (n,), b (m,), all float64; infinite costs forbid a pair.
     """
     rows, columns = _reached(C, a, b)
     cost, p, q = C[rows][:, columns], a[rows], b[columns]
     finite = cost[cost.isfinite()]
-    spread = float(finite.amax() - finite.amin()) / epsilon
-    levels = math.ceil(math.log(max(spread / WIDTH, 1.0), COOLING))
+    spread = float(finite.amax() - finite.amin())
+    levels = math.ceil(math.log(max(spread / epsilon / WIDTH, 1.0), COOLING))
     g, done = torch.zeros_like(q), 0
     for k in range(levels, 0, -1):
         hot = epsilon * COOLING**k
-        begun = _begun(Level(cost / hot, p, q, mass), g / hot, done)
+        level = Level(cost / hot, p, q, mass, spread / hot)
         budget = min(COOLING_SWEEPS, max_iter - done)
-        state, _ = _climb(Level(cost / hot, p, q, mass), begun, HALFWAY, budget, quietly(watch))
+        begun = _begun(level, g / hot, done)
+        state, _ = _climb(level, begun, HALFWAY, budget, quietly(watch))
         g, done = hot * state.g, state.sweeps
-    level = Level(cost / epsilon, p, q, mass)
+    level = Level(cost / epsilon, p, q, mass, spread / epsilon)
     begun = _begun(level, g / epsilon, done)
     onward: Watch = lambda k, miss: watch(k if k < 0 else done + k, miss)
     state, stop = _climb(level, begun, tol, max_iter - done, onward)
@@ -212,47 +223,81 @@ def _climb(
 
 
 def _leapt(level: Level, state: Climbing) -> Climbing:
-    """Try shares of a Newton step, and a sweep from there; keep what raises the dual most."""
+    """Try a Newton step, then shares of it, each with a sweep from there; keep what rises."""
     toward = newton(level, state)
-    for share in SHARES if toward is not None else ():
+    if toward is None:
+        return state
+    length = float((toward - state.g).abs().amax())
+    share = min(1.0, level.spread / max(length, 1.0))
+    k, height = state.kernel, _dual(level, state)
+    tries = max(TRIES, math.ceil(math.log(max(share * length, 1.0), SHORTER)))
+    for _ in range(tries):
         g = torch.lerp(state.g, toward, share)
-        far = bool(((g - state.kernel.g).abs() > DRIFT).any())
-        k = state.kernel
+        far = bool(((g - k.g).abs() > DRIFT).any())
         sums = _row_sums(level, g) if far else (k.K @ (g - k.g).exp()).log() - (k.f + k.lam)
         other = _swept(level, state, sums)
-        if other.miss < state.miss or _dual(level, other) > _dual(level, state):
+        rise, noise = _dual(level, other) - height, ROUNDING * abs(height)
+        if rise > noise or (rise >= -noise and other.miss < state.miss):
             return other
+        share /= SHORTER
     return state
 
 
 def _dual(level: Level, state: Climbing) -> float:
-    """The dual less its exponential part: a sweep leaves the mass exact."""
+    """Return the dual less its exponential part, which a sweep leaves as it is: the mass."""
     return float(level.a @ state.f + level.b @ state.g) + state.lam * level.mass
 
 
 def newton(level: Level, state: Climbing) -> Float[Tensor, "m"] | None:
-    """Solve for the g at which caps that are reached would be met, to first order.
+    """Find the g of a Newton step, or None where rounding leaves none."""
+    plan = _plan(level, state.f, state.g, state.lam)
+    sides = [(state.f, level.a, plan.sum(1)), (state.g, level.b, plan.sum(0))]
+    turned = len(level.a) < len(level.b)  # the smaller side is solved for
+    if turned:
+        plan, sides = plan.T, sides[::-1]
+    (f, due_a), (g, due_b) = ((h, cap - at) for h, cap, at in sides)
+    f_held, g_held = (h + cap.log() - at.log() >= 0 for h, cap, at in sides)
+    best = None
+    for _ in range(RELEASES):
+        best = _stationary(plan, f, g, due_a, due_b, level.mass, f_held, g_held)
+        if best is None or not bool((best[0] > 0).any() | (best[1] > 0).any()):
+            break
+        f_held, g_held = f_held | (best[0] > 0), g_held | (best[1] > 0)
+    if best is None or not bool(best[0].isfinite().all() & best[1].isfinite().all()):
+        return None
+    return best[0 if turned else 1].clamp_max(0)
 
-    Reached: where a half step would leave the potential below zero; elsewhere it is zero. In units
-    of the square roots of the sums, the equations are `x_a + N x_b = u`, `N^T x_a + M x_b = v`,
+
+def _stationary(
+    P: Float[Tensor, "n m"],
+    f: Float[Tensor, "n"],
+    g: Float[Tensor, "m"],
+    due_a: Float[Tensor, "n"],
+    due_b: Float[Tensor, "m"],
+    mass: float,
+    f_held: Bool[Tensor, "n"],
+    g_held: Bool[Tensor, "m"],
+) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]] | None:
+    """Return the f, g that meet the caps to first order, with zeros where they are held.
+
+    In units of the square roots of the sums, the equations are `x + N y = u`, `N^T x + M y = v`,
     with lam as one more column, and M the identity but for its border.
     """
-    P = _plan(level, state.f, state.g, state.lam)
-    mu, nu, mass = P.sum(1), P.sum(0), P.sum()
-    A = state.f + level.a.log() - mu.log() < 0
-    B = state.g + level.b.log() - nu.log() < 0
-    r, c = mu[A].sqrt(), torch.cat([nu[B], mass[None]]).sqrt()
+    A, B = ~f_held, ~g_held
+    mu, nu, total = P.sum(1), P.sum(0), P.sum()
+    df, dg = torch.where(f_held, -f, 0.0), torch.where(g_held, -g, 0.0)
+    r, c = mu[A].sqrt(), torch.cat([nu[B], total[None]]).sqrt()
     N = torch.cat([P[A][:, B], mu[A][:, None]], 1) / r[:, None] / c
-    u = (level.a[A] - mu[A]) / r
-    v = torch.cat([level.b[B] - nu[B], (level.mass - mass)[None]]) / c
+    u = (due_a - P @ dg)[A] / r
+    rest = mass - total - mu @ df - nu @ dg
+    v = torch.cat([(due_b - P.T @ df)[B], rest[None]]) / c
     M = torch.eye(len(c), dtype=c.dtype)
     M[-1, :-1] = M[:-1, -1] = c[:-1] / c[-1]
-    x = _solved(M - N.T @ N, v - N.T @ u)
-    if x is None:
+    y = _solved(M - N.T @ N, v - N.T @ u)
+    if y is None:
         return None
-    toward = torch.zeros_like(state.g)
-    toward[B] = (state.g[B] + (x / c)[:-1]).clamp_max(0)
-    return toward if bool(toward.isfinite().all()) else None
+    df[A], dg[B] = (u - N @ y) / r, (y / c)[:-1]
+    return f + df, g + dg
 
 
 def _solved(S: Float[Tensor, "k k"], v: Float[Tensor, "k"]) -> Float[Tensor, "k"] | None:

@@ -56,12 +56,12 @@ def entropic_part(
     """
     if not math.isfinite(float(torch.where(C.isfinite(), C, 0.0).detach().abs().amax()) / epsilon):
         raise IllPosed("epsilon", f"is {epsilon:.3g}: costs divided by it overflow; enlarge it")
-    allowed = C.detach().isfinite().cpu()
-    for w, axis in ((a, 1), (b, 0)):
-        reach = float(w.detach().double().cpu()[allowed.any(axis)].sum())
+    cost, p, q = (t.detach().double().cpu() for t in (C, a, b))
+    allowed = cost.isfinite() & (p > 0)[:, None] & (q > 0)
+    for w, axis in ((p, 1), (q, 0)):
+        reach = float(w[allowed.any(axis)].sum())
         if reach < mass * (1 - ROUNDING[C.dtype]):
             raise IllPosed("geometry", f"pairs that are not forbidden carry {reach:.9g} at most")
-    cost, p, q = (t.detach().double().cpu() for t in (C, a, b))
     found, P, stop = capped(cost, p, q, mass, epsilon, tol=tol, max_iter=max_iter, watch=watch)
     along_a = found.f + epsilon * (q.sum() - _ratio(P.sum(1), p))
     along_b = found.g + epsilon * (p.sum() - _ratio(P.sum(0), q))

@@ -95,7 +95,7 @@ def partial(
     `f <= 0`, `g <= 0`; lam is the price of one more unit of mass. Given `epsilon`, the objective is
     `<P, C> + epsilon KL(P | a b^T)`, and the optimum `a_i b_j exp((f_i+g_j+lam-C_ij)/epsilon)` with
     the same signs: found by exact ascent of the dual, over (f, lam) and (g, lam) by turns, which is
-    Dykstra's iteration with two of its projections taken together.
+    Dykstra's iteration with two of its projections taken together, with Newton steps in between.
 
     Shapes: geometry (n, m), a (n,), b (m,).
 
