@@ -31,11 +31,16 @@ ANY_ORDER = {"reassoc", "contract", "nsz", "arcp"}
 Array = NDArray[Any]
 
 
-def compiled(*, any_order: bool = False) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Compile a loop when it is first called, keep it on disk, and let other threads run."""
+def compiled(
+    *, any_order: bool = False, numbers: bool = False
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Compile a loop when it is first called, keep it on disk, and let other threads run.
+
+    `numbers` promises that no entry is NaN, without which minima are not vectorised.
+    """
     if numba is None:  # pragma: no cover
         return lambda loop: loop
-    flags = ANY_ORDER if any_order else {"contract"}
+    flags = (ANY_ORDER if any_order else {"contract"}) | ({"nnan"} if numbers else set())
     return numba.njit(cache=True, nogil=True, error_model="numpy", fastmath=flags)
 
 
@@ -65,6 +70,24 @@ def total(row: Array) -> float:
     for j in range(row.shape[0]):
         found += row[j]
     return found
+
+
+@compiled(any_order=True, numbers=True)
+@no_type_check
+def transforms(C: Array) -> tuple[Array, Array, float]:
+    """Compute the c-transform g of zero, that of g, and the extent of C, of finite entries."""
+    n, m = C.shape
+    f, g, high = np.empty(n), C[0].astype(np.float64), -np.inf
+    for i in range(n):
+        for j in range(m):
+            g[j] = min(g[j], C[i, j])
+            high = max(high, C[i, j])
+    for i in range(n):
+        low = np.inf
+        for j in range(m):
+            low = min(low, C[i, j] - g[j])
+        f[i] = low
+    return f, g, high - g.min()
 
 
 @compiled()

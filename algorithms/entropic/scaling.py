@@ -145,12 +145,11 @@ def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Sc
     At the first level g and f are the c-transforms of zero and of g: every row and every column of
     the kernel has an entry `a_i b_j`, and no exponent is positive.
     """
-    low, high = p.C.aminmax()
-    reach = max(float(high - low) / p.epsilon / RANGE, 1.0)
+    f, g, spread = _transforms(p.C)
+    reach = max(spread / p.epsilon / RANGE, 1.0)
     levels = math.ceil(math.log(reach, COOLING))
     hot = replace(p, epsilon=p.epsilon * COOLING**levels)
-    g = p.C.amin(0)
-    state = seen(hot, (p.C - g).amin(1).double(), g.double(), _room(p))
+    state = seen(hot, f, g, _room(p))
     for level in range(levels - 1, -1, -1):
         level_end = min(state.sweeps + COOLING_SWEEPS, max_iter)
         warm, _ = _climb(hot, state, tol, level_end, quietly(watch))
@@ -159,6 +158,15 @@ def start(p: Problem, tol: float, max_iter: int, watch: Watch = unwatched) -> Sc
             seen(hot, *_absorbing(warm, hot.epsilon * COOLING), warm.K), sweeps=warm.sweeps
         )
     return state
+
+
+def _transforms(C: Float[Tensor, "n m"]) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"], float]:
+    """Return the c-transform of g, g, and the extent of C."""
+    if compiled.runs_on(C):
+        f, g, spread = compiled.transforms(C.contiguous().numpy())
+        return torch.from_numpy(f), torch.from_numpy(g), float(spread)
+    (low, high), g = C.aminmax(), C.amin(0)
+    return (C - g).amin(1).double(), g.double(), float(high - low)
 
 
 def _room(p: Problem) -> Float[Tensor, "n m"]:
