@@ -188,14 +188,20 @@ async def fetch(
 async def _packed(gate: Gateway, record: JobRecord, raw: bytes, media: str) -> bytes:
     value = orjson.loads(raw)
     references = dict(arrays_of(value))
-    for reference in references.values():
-        reference.pop("values", None)
-    arrays = await fetch(gate, record, references)
+    arrays = {p: _inline(r, r.pop("values")) for p, r in references.items() if "values" in r}
+    rest = {path: r for path, r in references.items() if path not in arrays}
+    fetched = await fetch(gate, record, rest)
+    arrays = {path: arrays[path] if path in arrays else fetched[path] for path in references}
     pack = as_safetensors if media == SAFETENSORS else as_npz
     text = orjson.dumps(value)
     if sum(a.nbytes for a in arrays.values()) > LARGE:
         return await asyncio.to_thread(pack, arrays, text)
     return pack(arrays, text)
+
+
+def _inline(reference: dict[str, Any], values: Any) -> np.ndarray:
+    """Read the entries that are in the answer itself: they are written so that none is rounded."""
+    return np.array(values, reference["dtype"]).reshape(reference["shape"])
 
 
 def as_safetensors(arrays: dict[str, np.ndarray], text: bytes) -> bytes:

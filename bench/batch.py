@@ -92,6 +92,7 @@ def measured(running: Service, way: str, ask: Any) -> tuple[Line, list[dict[str,
     answers = ask()
     wall = time.perf_counter() - began
     spent = {k: v - before[k] for k, v in running.cpu_ms().items()}
+    spent["gateway"] += spent["helper"]
     roles = (round(spent[role], 1) for role in ("gateway", "worker", "store"))
     return Line(way, len(answers), round(wall, 3), round(len(answers) / wall, 1), *roles), answers
 
@@ -104,7 +105,7 @@ def apart(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> float:
 
 def main() -> None:
     """Measure both ways, print, and write the numbers."""
-    lines = list[Line]()
+    lines, together = list[Line](), list[dict[str, Any]]()
     with (
         service(device="cpu", workers=1) as running,
         httpx.Client(base_url=running.url, timeout=300) as http,

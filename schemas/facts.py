@@ -55,6 +55,7 @@ def stored(array: NDArray[Any]) -> Stored:
 
 def stored_each(together: NDArray[Any]) -> list[Stored]:
     """Name the arrays of a stack: measuring them costs its calls once for all."""
+    together = np.ascontiguousarray(together)
     if len(together) < 2 or together.size == 0 or together.dtype not in NAMES:
         return [stored(array) for array in together]
     flat = together.reshape(len(together), -1)
@@ -62,20 +63,28 @@ def stored_each(together: NDArray[Any]) -> list[Stored]:
         measured = flat.sum(1, dtype=np.float64), flat.min(1), flat.max(1)
     dtype, shape, found = NAMES[together.dtype], list(together.shape[1:]), list[Stored]()
     totals, lows, highs = (z.astype(np.float64).tolist() for z in measured)
+    beginning = _named(dtype, tuple(shape))
     for array, total, low, high in zip(together, totals, lows, highs, strict=True):
         if not math.isfinite(total):
             found.append(stored(array))
             continue
+        name = beginning.copy()
+        name.update(array.data)
         facts = Facts(dtype=dtype, shape=shape, finite=True, low=low, high=high, total=total)
-        found.append(Stored(digest_of(array), facts, array))
+        found.append(Stored("sha256:" + name.hexdigest(), facts, array))
     return found
 
 
 def digest_of(array: NDArray[Any]) -> str:
     """Hash element type, shape and bytes, so that equal arrays have equal names."""
-    name = hashlib.sha256(f"{NAMES[array.dtype]}{array.shape}".encode())
+    name = _named(NAMES[array.dtype], array.shape)
     name.update(array.reshape(-1).data)  # no copy of what may be large
     return "sha256:" + name.hexdigest()
+
+
+def _named(dtype: str, shape: tuple[int, ...]) -> Any:
+    """Begin to hash an array: with what it is, before its entries."""
+    return hashlib.sha256(f"{dtype}{shape}".encode())
 
 
 def facts_of(array: NDArray[Any]) -> Facts:
@@ -84,8 +93,8 @@ def facts_of(array: NDArray[Any]) -> Facts:
     if array.size == 0:
         return Facts(**facts, finite=True, low=None, high=None, total=0.0)
     with np.errstate(invalid="ignore", over="ignore"):
-        total = float(array.sum(dtype=np.float64))
-    if not np.isfinite(total):  # a NaN, an infinity, or finite entries whose sum overflows
+        total = float(np.add.reduce(array, axis=None, dtype=np.float64))
+    if not math.isfinite(total):  # a NaN, an infinity, or finite entries whose sum overflows
         finite = np.isfinite(array)
         kept = array[finite].astype(np.float64)
         if kept.size == 0:
@@ -96,7 +105,11 @@ def facts_of(array: NDArray[Any]) -> Facts:
         return Facts(
             **facts, finite=clean, low=float(kept.min()), high=float(kept.max()), total=total
         )
-    return Facts(**facts, finite=True, low=float(array.min()), high=float(array.max()), total=total)
+    low, high = (
+        float(np.minimum.reduce(array, axis=None)),
+        float(np.maximum.reduce(array, axis=None)),
+    )
+    return Facts(**facts, finite=True, low=low, high=high, total=total)
 
 
 def nested_array(value: Any) -> NDArray[Any]:

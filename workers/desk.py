@@ -81,10 +81,14 @@ Attempt = Callable[[Desk, Claim, Pulse], Outcome]
 
 def digests_in(value: Any) -> set[str]:
     """Collect every digest in a JSON value."""
-    if isinstance(value, str):
-        return {value} if value.startswith("sha256:") else set()
-    if isinstance(value, dict):
-        return set[str]().union(*(digests_in(v) for v in value.values()))
-    if isinstance(value, list):
-        return set[str]().union(*(digests_in(v) for v in value if isinstance(v, str | dict | list)))
-    return set()
+    found, waiting = set[str](), [value]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, str):
+            if value.startswith("sha256:"):
+                found.add(value)
+        elif isinstance(value, dict):
+            waiting += [v for v in value.values() if isinstance(v, str | dict | list)]
+        elif isinstance(value, list):
+            waiting += [v for v in value if isinstance(v, str | dict | list)]
+    return found
