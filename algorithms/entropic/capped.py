@@ -13,21 +13,22 @@ from algorithms.iterate import Stop, Watch, iterate, quietly
 # sum that matters leaves the range of float64.
 DRIFT = 50.0
 # Sweeps without a smaller miss: forbidden pairs leave no plan of the mass, or rounding is reached.
-PATIENCE = 100
+PATIENCE = 60
 # From costs of WIDTH epsilons, which few sweeps cross, epsilon goes down by COOLING, with at most
 # COOLING_SWEEPS on the way, each until the miss is HALFWAY.
 WIDTH, COOLING, COOLING_SWEEPS, HALFWAY = 200.0, 4.0, 50, 1e-2
 # A Newton step costs as much as one sweep per so many points of the smaller side.
-POINTS_A_SWEEP = 20
-# A Newton step that does not raise the dual is tried again, so much shorter: so often at least, and
-# until it moves no potential by more than epsilon.
+POINTS_A_SWEEP = 60
+# A Newton step that does not raise the dual is tried again so much shorter, so often, and then with
+# the next of RIDGES on its unit diagonal: flat directions, which a quadratic model follows too far,
+# go first. Where rounding leaves no factors, the ridge grows by SAFER.
 SHORTER, TRIES = 4.0, 3
-# Of the dual, as a share of it.
-ROUNDING = 1e-14
+RIDGES = (1e-15, 1e-11, 1e-9, 1e-7, 1e-6, 1e-5, 1e-4, 1e-3)
+SAFER, LARGEST_RIDGE = 100.0, 1.0
 # Solves of a Newton step: potentials that would rise above zero are held there in the next.
 RELEASES = 8
-# Added to a unit diagonal until it can be factored, then grown by SAFER.
-RIDGE, SAFER, LARGEST_RIDGE = 1e-15, 100.0, 1e-3
+# Of the dual, as a share of it.
+ROUNDING = 1e-14
 
 
 @dataclass(frozen=True)
@@ -223,23 +224,23 @@ def _climb(
 
 
 def _leapt(level: Level, state: Climbing) -> Climbing:
-    """Try a Newton step, then shares of it, each with a sweep from there; keep what rises."""
-    toward = newton(level, state)
-    if toward is None:
-        return state
-    length = float((toward - state.g).abs().amax())
-    share = min(1.0, level.spread / max(length, 1.0))
+    """Try a Newton step, then shares of it, then damped ones; keep the first that rises."""
     k, height = state.kernel, _dual(level, state)
-    tries = max(TRIES, math.ceil(math.log(max(share * length, 1.0), SHORTER)))
-    for _ in range(tries):
-        g = torch.lerp(state.g, toward, share)
-        far = bool(((g - k.g).abs() > DRIFT).any())
-        sums = _row_sums(level, g) if far else (k.K @ (g - k.g).exp()).log() - (k.f + k.lam)
-        other = _swept(level, state, sums)
-        rise, noise = _dual(level, other) - height, ROUNDING * abs(height)
-        if rise > noise or (rise >= -noise and other.miss < state.miss):
-            return other
-        share /= SHORTER
+    for ridge in RIDGES:
+        toward = newton(level, state, ridge)
+        if toward is None:
+            continue
+        length = float((toward - state.g).abs().amax())
+        share = min(1.0, level.spread / max(length, 1.0))
+        for _ in range(TRIES):
+            g = torch.lerp(state.g, toward, share)
+            far = bool(((g - k.g).abs() > DRIFT).any())
+            sums = _row_sums(level, g) if far else (k.K @ (g - k.g).exp()).log() - (k.f + k.lam)
+            other = _swept(level, state, sums)
+            rise, noise = _dual(level, other) - height, ROUNDING * abs(height)
+            if rise > noise or (rise >= -noise and other.miss < state.miss):
+                return other
+            share /= SHORTER
     return state
 
 
@@ -248,8 +249,8 @@ def _dual(level: Level, state: Climbing) -> float:
     return float(level.a @ state.f + level.b @ state.g) + state.lam * level.mass
 
 
-def newton(level: Level, state: Climbing) -> Float[Tensor, "m"] | None:
-    """Find the g of a Newton step, or None where rounding leaves none."""
+def newton(level: Level, state: Climbing, ridge: float) -> Float[Tensor, "m"] | None:
+    """Find the g of a damped Newton step, or None where rounding leaves none."""
     plan = _plan(level, state.f, state.g, state.lam)
     sides = [(state.f, level.a, plan.sum(1)), (state.g, level.b, plan.sum(0))]
     turned = len(level.a) < len(level.b)  # the smaller side is solved for
@@ -259,7 +260,7 @@ def newton(level: Level, state: Climbing) -> Float[Tensor, "m"] | None:
     f_held, g_held = (h + cap.log() - at.log() >= 0 for h, cap, at in sides)
     best = None
     for _ in range(RELEASES):
-        best = _stationary(plan, f, g, due_a, due_b, level.mass, f_held, g_held)
+        best = _stationary(plan, f, g, due_a, due_b, level.mass, f_held, g_held, ridge)
         if best is None or not bool((best[0] > 0).any() | (best[1] > 0).any()):
             break
         f_held, g_held = f_held | (best[0] > 0), g_held | (best[1] > 0)
@@ -277,6 +278,7 @@ def _stationary(
     mass: float,
     f_held: Bool[Tensor, "n"],
     g_held: Bool[Tensor, "m"],
+    ridge: float,
 ) -> tuple[Float[Tensor, "n"], Float[Tensor, "m"]] | None:
     """Return the f, g that meet the caps to first order, with zeros where they are held.
 
@@ -293,16 +295,18 @@ def _stationary(
     v = torch.cat([(due_b - P.T @ df)[B], rest[None]]) / c
     M = torch.eye(len(c), dtype=c.dtype)
     M[-1, :-1] = M[:-1, -1] = c[:-1] / c[-1]
-    y = _solved(M - N.T @ N, v - N.T @ u)
+    y = _solved(M - N.T @ N, v - N.T @ u, ridge)
     if y is None:
         return None
     df[A], dg[B] = (u - N @ y) / r, (y / c)[:-1]
     return f + df, g + dg
 
 
-def _solved(S: Float[Tensor, "k k"], v: Float[Tensor, "k"]) -> Float[Tensor, "k"] | None:
-    """Solve with a positive semidefinite matrix, made definite by as little as it takes."""
-    ridge = RIDGE * len(v)
+def _solved(
+    S: Float[Tensor, "k k"], v: Float[Tensor, "k"], ridge: float
+) -> Float[Tensor, "k"] | None:
+    """Solve with a positive semidefinite matrix, made definite by the ridge or what it takes."""
+    ridge *= len(v)
     while ridge < LARGEST_RIDGE:
         L, failed = torch.linalg.cholesky_ex(S + ridge * torch.eye(len(v), dtype=v.dtype))
         if not int(failed):

@@ -279,7 +279,7 @@ def test_mass_above_the_total_by_rounding_is_all_of_it():
 
 TIGHTLY = 1e-11  # asked of row sums, as a share of the mass
 ROUGHLY = 1e-3  # exponents of size 1e12 round by 1e-4
-MANY_SWEEPS = 300  # plain sweeps are still 1e-3 off after them
+FEW_SWEEPS = 100  # plain sweeps are 1e-2 off after them
 GAP = 1e-9  # what that leaves of gap and value, for costs of size one
 
 
@@ -355,17 +355,18 @@ def test_entropic_plans_of_degenerate_problems_are_proved(epsilon):
     check_entropic(answer, geometry, uniform(20), uniform(20), 0.7, epsilon)
 
 
-@pytest.mark.parametrize("epsilon", [1e-2, 1e-3])
+@pytest.mark.parametrize("epsilon", [1e-2, 1e-3, 1e-4, 1e-5])
 def test_few_sweeps_do_where_costs_are_many_epsilons(epsilon):
     geometry = PointClouds(cloud(60, 2, 0), cloud(45, 2, 1))
     answer = partial(
         geometry, random_weights(60, 1), random_weights(45, 2, 1.3), mass=0.7, epsilon=epsilon,
-        tol=TIGHTLY, max_iter=MANY_SWEEPS,
+        tol=GAP, max_iter=FEW_SWEEPS,
     )  # fmt: skip
     assert answer.stop.status == "converged"
     assert abs(answer.certificate.duality_gap) < GAP
     best = partial(geometry, random_weights(60, 1), random_weights(45, 2, 1.3), mass=0.7)
-    assert best.value.item() < answer.transport_cost.item() < best.value.item() + 10 * epsilon
+    dearer = answer.transport_cost.item() - best.value.item()
+    assert -ROUNDING < dearer < 10 * epsilon
 
 
 def test_gradients_of_the_entropic_value_match_differences():
@@ -386,7 +387,7 @@ def test_entropic_strengths_at_the_ends_of_their_range(epsilon):
     assert answer.stop.status == "converged"
     assert answer.dense.isfinite().all()
     assert float(answer.dense.sum()) == pytest.approx(0.4, rel=ROUGHLY)
-    hard = partial(geometry, a, b, mass=0.4, epsilon=epsilon, tol=1e-15, max_iter=100)
+    hard = partial(geometry, a, b, mass=0.4, epsilon=epsilon, tol=1e-15, max_iter=50)
     assert hard.stop.status != "converged" or hard.stop.residual <= 1e-15
     if epsilon == 1e-12:
         best = partial(geometry, a, b, mass=0.4)
