@@ -290,6 +290,9 @@ class Result(Strict):
     provenance: Provenance
 
 
+PLAIN = frozenset({type(None), bool, int, float, str})
+
+
 def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRef, str]]:
     """Walk the array fields of a question, nested models included: path, reference, axes.
 
@@ -297,6 +300,8 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
     """
     for name, dims in _axes(type(model)).items():
         value = getattr(model, name)
+        if type(value) in PLAIN:  # told at once: pydantic's own isinstance is slow
+            continue
         if isinstance(value, ArrayRef):
             if dims is not None:
                 yield f"{prefix}{name}", value, dims

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from algorithms.iterate import Stop, Watch
-from schemas.arrays import ArrayRef, Request
+from schemas.arrays import PLAIN, ArrayRef, Request
 from schemas.datasets import Selection
 from schemas.facts import Facts, Stored, stored, stored_each
 from schemas.routine import Routine
@@ -114,6 +114,8 @@ class Binder:
         return torch.tensor(array, device=self.place.device).to(self.place.dtype)
 
     def _value(self, value: Any, path: str) -> Any:
+        if type(value) in PLAIN:
+            return value
         if isinstance(value, ArrayRef):
             return self.tensor(value)
         if isinstance(value, Selection):
@@ -166,6 +168,10 @@ class Encoder:
 
     def value(self, value: Any, path: str) -> Any:
         """Write one value, whatever it is made of."""
+        if type(value) in PLAIN:
+            if type(value) is float and not math.isfinite(value):
+                raise NotFinite(path)
+            return value
         if isinstance(value, torch.Tensor):
             return self.value(value.item(), path) if value.ndim == 0 else self.array(value, path)
         if dataclasses.is_dataclass(value):

@@ -86,7 +86,8 @@ def test_all_forms_of_a_question_are_the_same_question(http: httpx.Client) -> No
     digest = http.post("/v1/arrays", json=EXAMPLE["a"]).json()["digest"]
     assert ask(http, spoilt("a", digest)).json()["id"] == job
     assert ask(http, spoilt("a", {"digest": digest, "shape": [99]})).json()["id"] == job
-    options = {"geometry": {"kind": "points"}, "epsilon": EXAMPLE["epsilon"]}
+    plain = {name: EXAMPLE[name] for name in ("epsilon", "barycentric")}
+    options = {"geometry": {"kind": "points"}, **plain}
     tensors = {"geometry.x": x, "geometry.y": y, "a": a, "b": b}
     packed = save(tensors, {"options": json.dumps(options)})
     assert http.post(PATH, content=packed, headers=SAFETENSORS).json()["id"] == job

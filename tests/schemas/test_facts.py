@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from pydantic_core import PydanticCustomError
 
-from schemas.facts import MAX_DEPTH, digest_of, facts_of, nested_array, stored
+from schemas.facts import MAX_DEPTH, digest_of, facts_of, nested_array, stored, stored_each
 
 finite = st.floats(allow_nan=False, allow_infinity=False, width=64)
 boxes = hnp.arrays(np.float64, hnp.array_shapes(max_dims=4, max_side=5), elements=finite)
@@ -107,3 +107,21 @@ def test_facts(array: Any, finite: bool, low: float | None, high: float | None) 
     assert (facts.finite, facts.low, facts.high) == (finite, low, high)
     assert facts.total is not None
     assert np.isfinite(facts.total)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32", "int64", "bool", ">f8"])
+@pytest.mark.parametrize("shape", [(0, 2), (1, 2), (3, 0), (3,), (4, 2, 3)])
+def test_a_stack_is_named_as_its_members_are(dtype: str, shape: tuple[int, ...]) -> None:
+    stack = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
+    for one, alone in zip(stored_each(stack), [stored(z) for z in stack], strict=True):
+        assert one.digest == alone.digest
+        assert one.facts == alone.facts
+        assert one.array.tolist() == alone.array.tolist()
+
+
+def test_one_array_that_is_not_finite_says_so_in_a_stack() -> None:
+    stack = np.array([[1.0, 2.0], [np.nan, 1.0], [np.inf, 3.0], [1e308, 1e308]])
+    found = stored_each(stack)
+    assert [item.facts for item in found] == [facts_of(row) for row in stack]
+    assert [item.facts.finite for item in found] == [True, False, False, True]
+    assert [item.digest for item in found] == [digest_of(row) for row in stack]
