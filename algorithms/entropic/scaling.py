@@ -14,9 +14,10 @@ from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
 # Sweeps between two looks at the error; the first ten are watched one by one: a start moves far.
 CHECK_EVERY = 10
 # Scalings beyond this are absorbed into the potentials, before entries that were clamped matter.
-# By the type of the kernel, and whether the scalings are as wide.
+# By the type of the kernel, and whether the scalings are as wide: then clamped entries, of 2e-35,
+# weigh 2e-15 at most.
 REACH = {torch.float64: 1e40, torch.float32: 1e4}
-REACH_WIDE = {torch.float64: 1e40, torch.float32: 1e8}
+REACH_WIDE = {torch.float64: 1e40, torch.float32: 1e10}
 # A kernel stored in float32 moves the marginals by less: its rounding errors, 6e-8 of an entry at
 # most, average out in a sum. To this error compiled loops read half the bytes, for the same answer.
 SINGLE = 1e-7
