@@ -2,10 +2,11 @@
 
 One thread for all, CPU seconds, the cost matrix given. Exact: `partial_wasserstein`. Entropic:
 `entropic_partial_wasserstein`, with its kernel and in logarithms, stopped by its own rule, the
-change of the plan, at 1e-6 and 1e-9 of the mass, and after 2000 sweeps. What each reached is judged
-by one function in float64, from the plan alone: the objective, the L1 error beyond the caps and the
-error of the mass, as shares of the mass. For entropic plans, `apart` is the L1 distance from a plan
-of ours whose tol is 1e-11, as a share too: a plan can be feasible and not optimal.
+change of the plan, at 1e-6 and 1e-9 of the mass, and after 1000 sweeps. Its entropy is that of the
+plan alone: it is given `C - epsilon log(a b^T)`, which makes the problem ours. What each reached is
+judged by one function in float64, from the plan alone: the objective, the L1 error beyond the caps
+and the error of the mass, as shares of the mass. For entropic plans, `apart` is the L1 distance
+from a plan of ours whose tol is 1e-11, as a share too: a plan can be feasible and not optimal.
 """
 
 import math
@@ -26,10 +27,10 @@ with warnings.catch_warnings():
 
 MASS = 0.7
 EXACT = (500, 1000, 2000)
-ENTROPIC = ((1000, 1.0), (1000, 0.1), (300, 0.1), (300, 1e-2), (300, 1e-3))
+ENTROPIC = ((1000, 1.0), (300, 0.1), (300, 1e-2), (300, 1e-3))
 OURS = (1e-6, 1e-9)
 THEIRS = ((1e-6, ""), (1e-9, ""), (1e-6, "_log"))
-SWEEPS = 2000
+SWEEPS = 1000
 Array = NDArray[np.float64]
 
 
@@ -92,15 +93,16 @@ def entropically(n: int, epsilon: float) -> list[Row]:
         spent, theirs = timed(lambda tol=tol, method=method: peer(C, a, b, epsilon, tol, method))
         note = "" if np.isfinite(theirs).all() else "not a number"
         seen = reached(C, a, b, theirs, epsilon, best)
-        rows.append(Row(name, f"POT {method}, {tol:.0e}", spent, seen, note, spent / first))
+        rows.append(Row(name, f"POT{method}, {tol:.0e}", spent, seen, note, spent / first))
     return rows
 
 
 def peer(C: Array, a: Array, b: Array, epsilon: float, tol: float, method: str) -> Array:
-    """Solve with POT, in its own kernel or in logarithms."""
+    """Solve with POT, in its own kernel or in logarithms; the cost makes its entropy ours."""
+    relative = C - epsilon * np.log(np.outer(a, b))
     return np.asarray(
         ot.partial.entropic_partial_wasserstein(
-            a, b, C, epsilon, m=MASS, method=f"sinkhorn{method}", numItermax=SWEEPS,
+            a, b, relative, epsilon, m=MASS, method=f"sinkhorn{method}", numItermax=SWEEPS,
             stopThr=tol * MASS,
         )
     )  # fmt: skip
