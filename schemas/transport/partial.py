@@ -59,9 +59,12 @@ class PartialRequest(Request):
         return self
 
     def footprint(self) -> int:
-        """Count the cost, with its dummies, the reduced cost and the simplex's own arcs."""
+        """Count the cost, with its dummies, the reduced cost and the simplex's own arcs.
+
+        The entropic form holds thirteen matrices when most are there: costs, kernel, Newton step.
+        """
         n, m = sizes(self.geometry)
-        return 8 * 6 * (n + 1) * (m + 1)
+        return 8 * (6 if self.epsilon is None else 14) * (n + 1) * (m + 1)
 
 
 class Certificate(Strict):
