@@ -112,7 +112,8 @@ def chunks(count: int, points: int, cells: int) -> list[tuple[int, int]]:
 
 def interval(values: Float[Tensor, "L"]) -> tuple[float, float]:
     """Return the mean over directions and its standard error."""
-    mean = float(values.mean())
-    if len(values) < 2:
+    mean, most = float(values.mean()), float(values.abs().amax())
+    if len(values) < 2 or most == 0:
         return mean, 0.0
-    return mean, float(values.std(correction=1)) / math.sqrt(len(values))
+    spread = float((values / most).std(correction=1))  # squares of large values would overflow
+    return mean, most * spread / math.sqrt(len(values))

@@ -23,7 +23,7 @@ from workers.bind import Binder, Encoder, NotFinite, call
 from workers.load import LOADERS
 from workers.place import Place
 
-LOOKS = 60  # how often a routine may ask whether to go on before it is told no
+LOOKS = 8  # how often a routine may ask whether to go on before it is told no
 PLACES = [Place(torch.device("cpu"), dtype) for dtype in (torch.float64, torch.float32)]
 ARRAYS = {
     "zero": lambda x: x * 0.0,

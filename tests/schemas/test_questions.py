@@ -83,7 +83,9 @@ def test_without_a_shelf_datasets_are_believed() -> None:
 
 def test_gradients_are_asked_for_by_path() -> None:
     assert SINKHORN.inputs == ["geometry.C", "geometry.x", "geometry.y", "a", "b"]
-    assert SINKHORN.outputs == ["plan", "f", "g", "value", "transport_cost"]
+    assert SINKHORN.outputs == [
+        "plan", "map", "f", "g", "value", "transport_cost", "mass", "rows", "columns"
+    ]  # fmt: skip
     assert SINKHORN.vjp is not None
     body = {"request": SINKHORN.example, "cotangents": {"value": 1.0}, "wrt": ["a", "geometry.C"]}
     found = error(SINKHORN.vjp, body)
@@ -97,7 +99,9 @@ def test_a_batch_is_not_empty() -> None:
 
 def test_derived_names() -> None:
     assert SINKHORN.family == "transport"
-    assert SINKHORN.summary == "Entropic optimal transport between two measures of equal mass."
+    assert (
+        SINKHORN.summary == "Entropic optimal transport between two measures, of equal mass or not."
+    )
     assert SINKHORN.batch_result.model_json_schema()
 
 

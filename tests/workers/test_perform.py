@@ -17,7 +17,7 @@ from schemas.arrays import Shelf
 from schemas.registry import ROUTINES
 from schemas.samples import samples
 from tests.contract.test_mirror import SAMPLE_FACTS
-from tests.workers.conftest import Queue
+from tests.workers.conftest import Queue, eventually
 from workers.desk import Desk
 from workers.perform import explain, perform
 from workers.port import Question
@@ -259,11 +259,17 @@ def test_a_deadline_keeps_the_best_answer(bench: Bench) -> None:
 
 def test_cancelling_ends_a_running_job(bench: Bench) -> None:
     job = bench.ask(SINKHORN.name, LONG)
-    later(0.3, lambda: bench.queue.do(bench.queue.ledger.cancel("t", job)))
-    start = time.monotonic()
+    told: list[float] = []
+
+    def cancel() -> None:
+        eventually(lambda: bench.queue.record(job).progress, within_s=20)
+        told.append(time.monotonic())
+        bench.queue.do(bench.queue.ledger.cancel("t", job))
+
+    later(0.1, cancel)
     record = bench.work(job)
     assert record.status == "cancelled"
-    assert time.monotonic() - start < 2
+    assert time.monotonic() - told[0] < 2
     assert record.progress.iteration > 0
     assert bench.queue.do(bench.queue.ledger.result("t", job))[1] == ""
 
