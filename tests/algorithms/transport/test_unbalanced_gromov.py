@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from algorithms.errors import IllPosed
 from algorithms.quadratic.penalties import quadratic_kl
@@ -291,6 +292,17 @@ def test_spent_updates_and_interruptions_are_said():
     assert spent.certificate.fixed_point_residual > 1e-6
 
 
+@pytest.mark.parametrize(("rho_a", "rho_b"), [(None, 2.0), (0.7, None), (None, 1e-3)])
+def test_a_marginal_without_rho_is_exact(rho_a, rho_b):
+    """The plan once kept the geometric mean of both masses, whichever side was exact."""
+    x, y, a, b = spaces(6, 5, 2)
+    answer = unbalanced_gromov(x, y, a=a, b=b, rho_a=rho_a, rho_b=rho_b, epsilon=0.5, tol=1e-9)
+    seen, due = (answer.rows, a) if rho_a is None else (answer.columns, b)
+    assert answer.stop.status == "converged"
+    torch.testing.assert_close(seen, due, atol=1e-8, rtol=0)
+    assert answer.mass.item() == pytest.approx(due.sum().item())
+
+
 # gradients ----------------------------------------------------------------------------------------
 
 
@@ -367,7 +379,7 @@ def test_exact_marginals_agree_with_pots_entropic_gromov():
         ("x", {"x": 1e150 * cloud(4, 2, 0)}),
         ("epsilon", {"x": 1e5 * cloud(4, 2, 0), "epsilon": 1e-3}),
         ("a", {"a": torch.tensor([0.5, -0.5, 1.0, 0.0], dtype=torch.float64)}),
-        ("a", {"a": torch.full((4,), 1e149, dtype=torch.float64)}),
+        ("a", {"a": torch.full((4,), 1e155, dtype=torch.float64)}),
         ("b", {"b": torch.zeros(3, dtype=torch.float64)}),
         ("b", {"rho_a": None, "rho_b": None, "b": torch.ones(3, dtype=torch.float64)}),
         ("C", {"alpha": 0.5}),
@@ -400,7 +412,7 @@ def test_bad_input_is_named(field, change):
 )
 def test_the_schema_refuses_by_name(field, change):
     UnbalancedGromovRequest.model_validate(EXAMPLE, context={"shelf": Shelf()})
-    with pytest.raises(ValueError, match=field) as refusal:
+    with pytest.raises(ValidationError) as refusal:
         UnbalancedGromovRequest.model_validate(EXAMPLE | change, context={"shelf": Shelf()})
     (error,) = refusal.value.errors()
     assert field in (*error["loc"], error.get("ctx", {}).get("field"))
