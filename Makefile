@@ -5,7 +5,7 @@ BIN := .venv/bin
 INSTALL = $(PYTHON) -m venv .venv && $(BIN)/pip install -qq --disable-pip-version-check -c constraints.txt -e
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fast lint serve docs bench clean
+.PHONY: help demo test fast laws lint serve docs bench clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-12s %s\n", $$1, $$2}'
@@ -18,6 +18,9 @@ test: .venv/.installed-test ## Run everything: style, types, imports, laws, serv
 
 fast: .venv/.installed-test ## Run everything but the slow tests
 	@$(BIN)/python -m pytest -m "not slow"
+
+laws: .venv/.installed-test ## Ask the laws of the mathematics on examples drawn anew
+	@HYPOTHESIS_PROFILE=new $(BIN)/python -m pytest -k law
 
 lint: .venv/.installed-test ## Check format, lint, imports and types only
 	@$(BIN)/python -m pytest -q tests/test_house.py

@@ -17,6 +17,7 @@ import httpx
 import pytest
 import redis
 import uvicorn
+from hypothesis import settings as laws
 
 from api.main import build
 from schemas.settings import Settings
@@ -24,6 +25,11 @@ from workers.embedded import EmbeddedStore
 from workers.port import Claim, Ledger, Store
 
 PATIENCE_S = 60.0
+
+# One commit, one verdict: the same examples on every run. `make laws` draws others.
+laws.register_profile("same", derandomize=True, database=None)
+laws.register_profile("new", derandomize=False)
+laws.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
 
 
 @pytest.fixture(scope="session")

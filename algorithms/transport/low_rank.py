@@ -161,20 +161,21 @@ def low_rank(
         raise IllPosed("tol", f"is {tol:g}; expected a positive number")
     a, b = weights("a", a, len(x), x), weights("b", b, len(y), y)
     b, cautions = same_mass(a, b)
-    clouds, here, there = _present(x, y, a, b)
+    mass = float(a.detach().double().sum())
+    clouds, here, there = _present(x, y, a, b, mass)
     draw = torch.Generator().manual_seed(generator.initial_seed())
     found, origin, upper, stop = _best(clouds, rank, method, tol, max_iter, draw, watch)
-    Q = x.new_zeros(len(x), len(found.g)).index_copy(0, here, found.Q.to(x))
-    R = x.new_zeros(len(y), len(found.g)).index_copy(0, there, found.R.to(x))
-    g = found.g.to(x)
+    Q = x.new_zeros(len(x), len(found.g)).index_copy(0, here, (mass * found.Q).to(x))
+    R = x.new_zeros(len(y), len(found.g)).index_copy(0, there, (mass * found.R).to(x))
+    g = (mass * found.g).to(x)
     returned = Factors(*(z.double() for z in (Q, R, g)))
     A, B = factors(x.double(), y.double())
     value = (((A.T @ returned.Q) * (B.T @ returned.R)).sum(0) / returned.g).sum()
     certificate = _certificate(
-        clouds, returned, (a.double(), b.double()), float(value.detach()), upper
+        clouds, returned, (a.double(), b.double()), float(value.detach()), upper, mass
     )
     worst = max(certificate.marginal_error_a, certificate.marginal_error_b)
-    if stop.status == "converged" and worst > EXACT[x.dtype] * float(a.sum()):
+    if stop.status == "converged" and worst > EXACT[x.dtype] * mass:
         stop = replace(stop, status="stagnated")
     if rank > 1 and certificate.ratio > 1 - SADDLE:
         cautions = (*cautions, _independent(certificate.ratio))
@@ -182,9 +183,11 @@ def low_rank(
     return LowRankPlan(Q, R, g, value, value, origin, certificate, stop, cautions)
 
 
-def _present(x: Tensor, y: Tensor, a: Tensor, b: Tensor) -> tuple[Clouds, Tensor, Tensor]:
-    """Leave out points without weight and move the common mean to zero."""
-    p, q = a.detach().double(), b.detach().double()
+def _present(
+    x: Tensor, y: Tensor, a: Tensor, b: Tensor, mass: float
+) -> tuple[Clouds, Tensor, Tensor]:
+    """Leave out points without weight, move the common mean to zero, and let masses be one."""
+    p, q = (w.detach().double() / mass for w in (a, b))
     here, there = p.nonzero()[:, 0], q.nonzero()[:, 0]
     p, q = p[here], q[there]
     u, v = x.detach().double()[here], y.detach().double()[there]
@@ -206,8 +209,7 @@ def _best(
 ) -> tuple[Factors, Origin, float, Stop]:
     """Run the starts, keep the cheapest rounded plan; also what the pairs themselves cost."""
     c, scale = clouds.costs, clouds.costs.independent()
-    mass = c.a.sum()[None]
-    product = Factors(c.a[:, None], c.b[:, None], mass)
+    product = Factors(c.a[:, None], c.b[:, None], c.a.new_ones(1))
     pairs = _pairs(clouds, draw, watch)
     upper = float(pairs[2] @ (clouds.x[pairs[0]] - clouds.y[pairs[1]]).square().sum(1))
     hard = _hard(clouds, pairs, rank, draw)
@@ -316,11 +318,17 @@ def _to_centres(clouds: Clouds, rank: int, draw: torch.Generator) -> Factors:
 
 
 def _certificate(
-    clouds: Clouds, seen: Factors, measures: tuple[Tensor, Tensor], value: float, upper: float
+    clouds: Clouds,
+    seen: Factors,
+    measures: tuple[Tensor, Tensor],
+    value: float,
+    upper: float,
+    mass: float,
 ) -> Certificate:
+    """Judge what is returned; the bounds are those of clouds of mass one."""
     (a, b), g = (w.detach() for w in measures), seen.g
     of_q, of_r = seen.Q.sum(0), seen.R.sum(0)
-    independent = clouds.costs.independent()
+    independent = mass * clouds.costs.independent()
     return Certificate(
         marginal_error_a=float((seen.Q @ (of_r / g) - a).abs().sum()),
         marginal_error_b=float((seen.R @ (of_q / g) - b).abs().sum()),
@@ -328,27 +336,27 @@ def _certificate(
         marginal_error_r=float((seen.R.sum(1) - b).abs().sum() + (of_r - g).abs().sum()),
         independent_value=independent,
         ratio=value / independent if independent > 0 else 1.0,
-        lower_bound=_gelbrich(clouds),
-        upper_bound=upper,
+        lower_bound=mass * _gelbrich(clouds),
+        upper_bound=mass * upper,
     )
 
 
 def _gelbrich(clouds: Clouds) -> float:
-    r"""Compute `|mean difference|^2 + tr(S + T) - 2 tr (S^{1/2} T S^{1/2})^{1/2}`, times the mass.
+    r"""Compute `|mean difference|^2 + tr(S + T) - 2 tr (S^{1/2} T S^{1/2})^{1/2}`.
 
     Gaussians of the same means and covariances are no further apart than any two measures.
     """
-    c, mass = clouds.costs, clouds.costs.a.sum()
+    c = clouds.costs
     moved: list[Tensor] = []
     means: list[Tensor] = []
     for z, w in ((clouds.x, c.a), (clouds.y, c.b)):
-        means.append(w @ z / mass)
-        moved.append((w / mass).sqrt()[:, None] * (z - means[-1]))  # S = moved^T moved
+        means.append(w @ z)
+        moved.append(w.sqrt()[:, None] * (z - means[-1]))  # S = moved^T moved
     X, Y = (torch.linalg.qr(z, mode="r").R if len(z) > z.shape[1] else z for z in moved)
     shared = torch.linalg.svdvals(X @ Y.T).sum()
     apart = (means[0] - means[1]).square().sum()
     spread = X.square().sum() + Y.square().sum() - 2 * shared
-    return float(mass * (apart + spread.clamp_min(0)))
+    return float(apart + spread.clamp_min(0))
 
 
 def _independent(ratio: float) -> Caution:

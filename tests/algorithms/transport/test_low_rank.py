@@ -158,13 +158,15 @@ def test_law_every_answer_is_feasible_and_bounded(seed, rank, n, m):
 
 
 @few
-@given(seeds, st.sampled_from([1e-4, 3.0, 1e4]), st.sampled_from([1e-3, 2.0, 1e3]))
+@given(seeds, st.sampled_from([2.0**-12, 4.0, 2.0**12]), st.sampled_from([2.0**-10, 2.0, 1024.0]))
 def test_law_scaling(seed, scale, mass):
+    # powers of two, which change no digit: another rounding may end in another local optimum
     x, y = clouds(15, 12, 2, seed)
     a, b = random_weights(15, seed), random_weights(12, seed + 1)
     one = solve(x, y, a, b)
-    other = solve(scale * x + 5 * scale, scale * y + 5 * scale, mass * a, mass * b)
-    assert other.value.item() == pytest.approx(scale**2 * mass * one.value.item(), rel=1e-3)
+    other = solve(scale * x, scale * y, mass * a, mass * b)
+    expected = scale**2 * mass * one.value.item()
+    assert other.value.item() == pytest.approx(expected, rel=ROUNDING)
 
 
 def test_law_blur_shrinks_with_rank_and_is_never_independent():
