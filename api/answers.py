@@ -159,15 +159,13 @@ def matches(wanted: str | None, etag: str) -> bool:
 
 def arrays_of(value: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
     """Walk the array references of an answer: dotted path, reference."""
-    if isinstance(value, dict):
-        if "digest" in value and "href" in value:
-            yield path, value
-            return
-        for name, inner in value.items():
-            yield from arrays_of(inner, f"{path}.{name}" if path else name)
-    elif isinstance(value, list):
-        for index, inner in enumerate(value):
-            yield from arrays_of(inner, f"{path}.{index}" if path else str(index))
+    if isinstance(value, dict) and "digest" in value and "href" in value:
+        yield path, value
+        return
+    inside = value.items() if isinstance(value, dict) else enumerate(value)
+    for name, inner in inside:
+        if isinstance(inner, dict | list):
+            yield from arrays_of(inner, f"{path}.{name}" if path else str(name))
 
 
 async def fetch(

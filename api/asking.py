@@ -2,7 +2,7 @@
 
 import asyncio
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from schemas.routine import MAX_BATCH, Routine
 from workers.port import Call, Question, Submission
 
 NAMES_ONLY = {"names_only": True}
+DIGEST_LENGTH = len("sha256:") + 64
 MANY = 50  # problems of a batch from which on they are validated in a thread
 
 
@@ -147,19 +148,26 @@ async def _shelf(gate: Gateway, value: Any) -> Shelf:
     return Shelf(known=known, datasets=files)
 
 
-def digests_in(value: Any, depth: int = 0) -> Iterator[str]:
+def digests_in(value: Any) -> Iterator[str]:
     """Find the strings that look like digests; refuse values that are nested too deep."""
-    if isinstance(value, str):
-        if len(value) == 71 and value.startswith("sha256:"):
-            yield value
-    elif depth > MAX_DEPTH:
-        raise Refusal("invalid-json", f"nested more than {MAX_DEPTH} deep")
-    elif isinstance(value, dict):
-        for inner in value.values():
-            yield from digests_in(inner, depth + 1)
-    elif isinstance(value, list) and value and isinstance(value[0], str | dict | list):
-        for inner in value:
-            yield from digests_in(inner, depth + 1)
+    level, depth = [value], 0
+    while level:
+        if depth > MAX_DEPTH:
+            raise Refusal("invalid-json", f"nested more than {MAX_DEPTH} deep")
+        yield from (v for v in level if isinstance(v, str) and _like_a_digest(v))
+        level, depth = [inner for v in level for inner in _inside(v)], depth + 1
+
+
+def _like_a_digest(text: str) -> bool:
+    return len(text) == DIGEST_LENGTH and text.startswith("sha256:")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    """List what may hold digests: of a list of numbers nothing, told by its first entry."""
+    if isinstance(value, dict):
+        return value.values()
+    told = isinstance(value, list) and value and isinstance(value[0], str | dict | list)
+    return value if told else ()
 
 
 def _count(value: Any) -> int:

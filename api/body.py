@@ -24,7 +24,7 @@ JSON = "application/json"
 SAFETENSORS = "application/vnd.safetensors"
 MULTIPART = "multipart/form-data"
 QUESTIONS = (JSON, SAFETENSORS, MULTIPART)
-LARGE = 256 << 10
+LARGE = 1 << 20  # bytes that are parsed in some ten milliseconds
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from schemas.settings import Settings
 
 log = logging.getLogger("brenier.gateway")
 SAMPLES_S = 600.0
+RARELY = 50_000, 20, 20  # of the objects of one large body none is garbage until it is answered
 API_VERSION = "1.0.0"  # of the document: grows with what /v1 offers
 
 
@@ -48,6 +49,7 @@ def build(settings: Settings) -> FastAPI:
             pause = await _put_samples(gate)
             keeping = asyncio.create_task(_keep_samples(gate, pause))
             gc.freeze()  # what is there now stays: collections need not look at it
+            gc.set_threshold(*RARELY)
             yield
             keeping.cancel()
 

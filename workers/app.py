@@ -19,6 +19,8 @@ from schemas.registry import ROUTINES
 from schemas.settings import Settings
 from workers.port import JOB_ID, Ledger, Store
 
+RARELY = 50_000, 20, 20  # of the objects of one batch none is garbage until it is answered
+
 settings = Settings()
 ledger = Ledger(settings)
 
@@ -94,6 +96,7 @@ def warm_up(**_: Any) -> None:
     for routine in ROUTINES.values():
         target(routine)
     gc.freeze()  # what is there now stays: collections need not look at it
+    gc.set_threshold(*RARELY)
     with contextlib.suppress(RedisError):  # the next child signs, or the store comes back
         desk().store.do(ledger.alive(name_of(os.getppid()), warm=True))
 

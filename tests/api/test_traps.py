@@ -6,6 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
+from api.body import LARGE
 from tests.api.questions import EXAMPLE, PATH, post, problem, raw, spoilt
 
 Row = tuple[bytes, int, str, str]
@@ -180,13 +181,13 @@ def test_methods_that_are_not_offered(
 
 def test_large_bodies_meet_the_same_answers(http: httpx.Client) -> None:
     """The helper process parses; the errors have the same pointers."""
-    rows = ",".join(["[0.25, 0.5]"] * 40_000)
+    rows = ",".join(["[0.25, 0.5]"] * 100_000)
     wide = f"[{rows}, [1, NaN]]"
-    assert len(wide) > 256 << 10
+    assert len(wide) > LARGE
     nan = post(http, raw("geometry.x", wide))
-    assert problem(nan, 422, "non-finite-number")["errors"][0]["pointer"] == "#/geometry/x/40000/1"
+    assert problem(nan, 422, "non-finite-number")["errors"][0]["pointer"] == "#/geometry/x/100000/1"
     ragged = post(http, raw("geometry.x", f"[{rows}, [1]]"))
     found = problem(ragged, 422, "shape-mismatch")
-    assert found["errors"][0]["pointer"] == "#/geometry/x/40000"
+    assert found["errors"][0]["pointer"] == "#/geometry/x/100000"
     problem(post(http, raw("geometry.x", f"[{rows}, [1]")), 400, "invalid-json")
-    problem(post(http, b"[" * 300_000), 400, "invalid-json")
+    problem(post(http, b"[" * (LARGE + 1)), 400, "invalid-json")
