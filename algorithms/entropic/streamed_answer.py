@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from algorithms.entropic.aprox import relaxed
+from algorithms.entropic.entropic_plan import EntropicPlan
 from algorithms.entropic.objective import objective
 from algorithms.entropic.penalised import Ask, Certificate, certified, checked, slopes
 from algorithms.entropic.potentials import floor_caution
@@ -19,9 +20,8 @@ from algorithms.entropic.streamed import (
     top_streamed,
 )
 from algorithms.entropic.unbalanced import Problem
-from algorithms.errors import Caution, IllPosed
+from algorithms.errors import IllPosed
 from algorithms.geometry import Geometry, PointClouds, factors
-from algorithms.iterate import Stop
 from algorithms.measures import check_finite, weights
 from algorithms.sparse import SparsePlan
 
@@ -37,27 +37,6 @@ class Reading:
 
     top: int
     barycentric: bool
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What `transport.sinkhorn` returns; the plan itself never exists."""
-
-    plan: None
-    entries: SparsePlan | None
-    dropped: Float[Tensor, ""]
-    map: Float[Tensor, "n d"] | None
-    f: Float[Tensor, "n"]
-    g: Float[Tensor, "m"]
-    epsilon: float
-    value: Float[Tensor, ""]
-    transport_cost: Float[Tensor, ""]
-    mass: Float[Tensor, ""]
-    rows: Float[Tensor, "n"]
-    columns: Float[Tensor, "m"]
-    certificate: Certificate
-    stop: Stop
-    cautions: tuple[Caution, ...]
 
 
 def streams(geometry: Geometry) -> bool:
@@ -81,7 +60,7 @@ def streamed_answer(
     ask: Ask,
     reading: Reading,
     start: tuple[Float[Tensor, "n"] | None, Float[Tensor, "m"] | None],
-) -> Answer:
+) -> EntropicPlan:
     """Solve block by block; the value has derivatives, what is made of the plan refuses them."""
     clouds = _clouds(geometry)
     n, m = clouds.shape
@@ -101,7 +80,7 @@ def streamed_answer(
     made = plan.f, plan.g, found.transport_cost, found.mass, mu, nu
     f, g, cost, mass, rows, columns = (Refusing.apply(t.to(a), *inputs) for t in made)
     cautions += floor_caution(clouds.bound(), a.dtype, ask.epsilon, found.stop, ask.tol)
-    return Answer(
+    return EntropicPlan(
         None,
         entries,
         dropped.detach(),

@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from algorithms.entropic.aprox import conjugate, hard, penalty, ratios, relaxed
+from algorithms.entropic.scaling import Solved
 from algorithms.entropic.translation import shift
 from algorithms.iterate import Stop, Watch, iterate, quietly, unwatched
 from algorithms.marginals import TV, Balanced, Free, Marginal
@@ -77,18 +78,6 @@ class Sweeping:
     relaxation: float = 1.0
     sweeps: int = 0
     errors: tuple[float, ...] = ()
-
-
-@dataclass(frozen=True)
-class Solved:
-    """Potentials rounded to the type of C, their plan, its marginals in float64, and the stop."""
-
-    f: Float[Tensor, "n"]
-    g: Float[Tensor, "m"]
-    plan: Float[Tensor, "n m"]
-    rows: Float[Tensor, "n"]
-    columns: Float[Tensor, "m"]
-    stop: Stop
 
 
 def solve(

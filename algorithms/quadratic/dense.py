@@ -108,6 +108,19 @@ def random_cost(pair: Pair, generator: torch.Generator) -> Float[Tensor, "n m"]:
     return drawn.to(pair.a)
 
 
+def from_vertices(
+    pair: Pair,
+    oracle: Oracle,
+    first: tuple[str, Plan],
+    count: int,
+    generator: torch.Generator,
+) -> Iterator[tuple[str, Plan]]:
+    """Make so many starts as they are asked for: one that is given, then random vertices."""
+    yield first
+    for k in range(count - 1):
+        yield f"random {k}", oracle(random_cost(pair, generator), None).plan
+
+
 def _starts(
     pair: Pair, count: int, plan0: Plan | None, generator: torch.Generator
 ) -> Iterator[tuple[str, Plan]]:

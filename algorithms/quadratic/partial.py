@@ -1,7 +1,5 @@
 """Partial Gromov-Wasserstein: a given mass is matched, the rest of both spaces is left out."""
 
-from collections.abc import Iterator
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -9,7 +7,7 @@ from torch import Tensor
 from algorithms.iterate import Watch, unwatched
 from algorithms.linear.staircase import NO_MASS
 from algorithms.quadratic.conditional_gradient import Corner, Oracle, descend
-from algorithms.quadratic.dense import random_cost
+from algorithms.quadratic.dense import from_vertices
 from algorithms.quadratic.many_starts import best_of, by_value
 from algorithms.quadratic.objective import Found, Pair, Plan
 from algorithms.simplex import network_simplex
@@ -52,7 +50,7 @@ def solve_partial(
             descend(pair, oracle, first[1], start=first[0], tol=tol, max_iter=max_iter, watch=watch)
         ]
     if max(pair.shape) <= FEW:
-        begun = _random(pair, oracle, first, starts, generator)
+        begun = from_vertices(pair, oracle, first, starts, generator)
         return best_of(pair, oracle, begun, tol=tol, max_iter=max_iter, watch=watch)
     begun = _anchored(pair, oracle, mass, starts, generator)
     ends = [
@@ -93,18 +91,6 @@ def capped(pair: Pair, mass: float) -> Oracle:
 def share(pair: Pair, mass: float) -> Float[Tensor, "n m"]:
     """Let every point give and take the same share: the product, at this mass."""
     return pair.a[:, None] * (pair.b * (mass / (pair.a.sum() * pair.b.sum())))
-
-
-def _random(
-    pair: Pair,
-    oracle: Oracle,
-    first: tuple[str, Plan],
-    count: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[str, Plan]]:
-    yield first
-    for k in range(count - 1):
-        yield f"random {k}", oracle(random_cost(pair, generator), None).plan
 
 
 def _anchored(

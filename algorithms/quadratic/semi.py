@@ -1,6 +1,5 @@
 """Semi-relaxed Gromov-Wasserstein: the source is given, the masses of the target are found."""
 
-from collections.abc import Iterator
 from functools import partial
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from algorithms.iterate import Watch, quietly, unwatched
 from algorithms.quadratic.conditional_gradient import Corner, Oracle, descend
-from algorithms.quadratic.dense import product, random_cost
+from algorithms.quadratic.dense import from_vertices, product
 from algorithms.quadratic.many_starts import best_of, by_value, dense
 from algorithms.quadratic.objective import Found, Pair, Plan
 from algorithms.quadratic.quantised import quantised
@@ -40,11 +39,11 @@ def solve_semi(
     if starts == 1:
         return [descent(first[1], start=first[0])]
     if max(pair.shape) <= FEW:
-        begun = _random(pair, oracle, first, starts, generator)
+        begun = from_vertices(pair, oracle, first, starts, generator)
         return best_of(pair, oracle, begun, tol=tol, max_iter=max_iter, watch=watch)
     small = quantised(pair, CELLS, generator)
     inner = rowwise(small.pair)
-    begun = _random(small.pair, inner, ("product", product(small.pair)), starts, generator)
+    begun = from_vertices(small.pair, inner, ("product", product(small.pair)), starts, generator)
     pool = best_of(small.pair, inner, begun, tol=max(tol, COARSE_TOL), max_iter=max_iter,
                    watch=quietly(watch))  # fmt: skip
     ends = [descent(first[1], start=first[0])]
@@ -63,15 +62,3 @@ def rowwise(pair: Pair) -> Oracle:
         return Corner(SparsePlan(rows, cols, pair.a), f, torch.zeros_like(pair.b))
 
     return solve
-
-
-def _random(
-    pair: Pair,
-    oracle: Oracle,
-    first: tuple[str, Plan],
-    count: int,
-    generator: torch.Generator,
-) -> Iterator[tuple[str, Plan]]:
-    yield first
-    for k in range(count - 1):
-        yield f"random {k}", oracle(random_cost(pair, generator), None).plan

@@ -2,17 +2,17 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithms.entropic.entropic_plan import EntropicPlan
 from algorithms.entropic.penalised import (
     BALANCED,
     Ask,
-    Certificate,
     Found,
     checked,
     entropic,
@@ -24,10 +24,9 @@ from algorithms.entropic.small_answers import answer_small
 from algorithms.entropic.streamed_answer import Reading, mean_cost, streamed_answer, streams
 from algorithms.errors import Caution, IllPosed
 from algorithms.geometry import Geometry, PointClouds
-from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.iterate import Watch, unwatched
 from algorithms.marginals import Marginal
 from algorithms.measures import costs_within, weights
-from algorithms.sparse import SparsePlan
 
 Method = Literal["auto", "dense", "streamed"]
 Reference = Literal["product", "counting"]
@@ -37,27 +36,6 @@ RELATIVE = 0.05
 INDEPENDENT = 1e-3
 # Mass below this share of the lighter measure: nearly everything was destroyed.
 DESTROYED = 1e-6
-
-
-@dataclass(frozen=True)
-class EntropicPlan:
-    """The coupling in the form asked for, its potentials and costs, and how far to trust them."""
-
-    plan: Float[Tensor, "n m"] | None
-    entries: SparsePlan | None
-    dropped: Float[Tensor, ""]
-    map: Float[Tensor, "n d"] | None
-    f: Float[Tensor, "n"]
-    g: Float[Tensor, "m"]
-    epsilon: float
-    value: Float[Tensor, ""]
-    transport_cost: Float[Tensor, ""]
-    mass: Float[Tensor, ""]
-    rows: Float[Tensor, "n"]
-    columns: Float[Tensor, "m"]
-    certificate: Certificate
-    stop: Stop
-    cautions: tuple[Caution, ...]
 
 
 def sinkhorn(
