@@ -308,11 +308,14 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
         elif isinstance(value, BaseModel):
             yield from arrays_in(value, f"{prefix}{name}.")
         elif isinstance(value, list):
-            for index, item in enumerate(value):
-                if isinstance(item, BaseModel):
-                    place = f"{prefix}{name}.{index}."
-                    for path, ref, axes in arrays_in(item, place):
-                        yield path, ref, " ".join(f"{place}{axis}" for axis in axes.split())
+            yield from _arrays_of_items(value, f"{prefix}{name}.")
+
+
+def _arrays_of_items(items: list[Any], prefix: str) -> Iterator[tuple[str, ArrayRef, str]]:
+    for index, item in enumerate(items):
+        place = f"{prefix}{index}."
+        for path, ref, axes in arrays_in(item, place) if isinstance(item, BaseModel) else ():
+            yield path, ref, " ".join(f"{place}{axis}" for axis in axes.split())
 
 
 @cache
