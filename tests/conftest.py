@@ -21,6 +21,7 @@ from hypothesis import settings as laws
 
 from api.main import build
 from schemas.settings import Settings
+from tests.axes import check_again
 from workers.embedded import EmbeddedStore
 from workers.port import Claim, Ledger, Store
 
@@ -30,6 +31,11 @@ PATIENCE_S = 60.0
 laws.register_profile("same", derandomize=True, database=None)
 laws.register_profile("new", derandomize=False)
 laws.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "same"))
+
+
+def pytest_runtest_setup() -> None:
+    """Check the axes of each function in each test."""
+    check_again()
 
 
 @pytest.fixture(scope="session")
