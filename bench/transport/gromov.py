@@ -36,7 +36,7 @@ ASKED = {
 }
 SMALL = 200  # where every peer ends in seconds
 EPSILON = 0.05  # of the peers with entropy, in units of the squared mean cost
-SLOW_PEERS_UP_TO = 500
+SLOW_PEERS_UP_TO = 200
 
 
 def squared(x: Tensor) -> np.ndarray:
