@@ -126,8 +126,9 @@ def _glued(
     nearest = torch.empty(len(x), len(sizes), dtype=x.dtype)
     images = torch.cat([members.flatten() for members in classes])
     widths = [members.numel() for members in classes]
+    guess = g[images]
     for first, band in _bands(x, y[images], cost):
-        parts = (band - g[images]).split(widths, dim=1)
+        parts = band.sub_(guess).split(widths, dim=1)
         least = [p.unflatten(1, (len(c), -1)).amin(2) for p, c in zip(parts, classes, strict=True)]
         nearest[first : first + len(band)] = torch.cat(least, 1)
     mass = torch.cat([b[members].sum(1) for members in classes])
@@ -182,19 +183,26 @@ def _constants(
 def _bands(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], cost: BlockCost
 ) -> Iterator[tuple[int, Float[Tensor, "k m"]]]:
-    """Compute all costs, some rows at a time."""
+    """Compute all costs, some rows at a time, always in the same place: it may be written over."""
     height = max(1, BAND // len(y))
     of_x, of_y = x.square().sum(1), y.square().sum(1)
+    place, mirrored = x.new_empty(min(height, len(x)), len(y)), -2 * y.T
     for i in range(0, len(x), height):
         some = x[i : i + height]
+        band = place[: len(some)]
         if cost == "euclidean":
-            yield i, torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist")
+            band.copy_(torch.cdist(some, y, compute_mode="donot_use_mm_for_euclid_dist"))
         else:
-            yield i, torch.addmm(of_x[i : i + height, None] + of_y, some, y.T, alpha=-2)
+            torch.mm(some, mirrored, out=band)
+            band.add_(of_x[i : i + height, None]).add_(of_y)
+        yield i, band
 
 
 def _transform(
     x: Float[Tensor, "n d"], y: Float[Tensor, "m d"], g: Float[Tensor, "m"], cost: BlockCost
 ) -> Float[Tensor, "n"]:
     """Return `min_j c_ij - g_j`."""
-    return torch.cat([(C - g).amin(1) for _, C in _bands(x, y, cost)])
+    least = x.new_empty(len(x))
+    for first, band in _bands(x, y, cost):
+        torch.amin(band.sub_(g), 1, out=least[first : first + len(band)])
+    return least
