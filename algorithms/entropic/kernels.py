@@ -11,12 +11,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Up to this max(C)/epsilon the products of kernel and scalings are numbers: potentials reach twice
-# it, sums three times, and exp(-690) is normal. Beyond, sums are taken by logarithms.
-REPRESENTABLE = 200.0
+# A product with the kernel whose entries are all above this (the largest scaling is one) has lost
+# nothing to underflow but terms below 1e-300; with a smaller one, sums are taken by logarithms.
+FAINT = 1e-200
+TINY = 1e-300
 # Entries in one block of a sum taken by logarithms.
 BLOCK = 1 << 20
-TINY = 1e-300
 
 
 @dataclass(frozen=True)
@@ -37,22 +37,25 @@ class Dense:
         return self.C / -self.epsilon
 
     @cached_property
-    def kernel(self) -> Float[Tensor, "N M"] | None:
-        """Take the exponential, where it has digits."""
-        reach = float(self.exponents.amax() - self.exponents.amin())
-        return (self.exponents - self.exponents.amax()).exp() if reach <= REPRESENTABLE else None
+    def kernel(self) -> Float[Tensor, "N M"]:
+        """Take the exponential, its largest entry one."""
+        return _exponential(self.exponents - self.exponents.amax())
 
     def forward(self, v: Float[Tensor, "K M"]) -> Float[Tensor, "K N"]:
         """Compute `log(K exp(v))`."""
-        if self.kernel is None:
+        top = v.amax(1, keepdim=True)
+        product = (v - top).exp() @ self.kernel.T
+        if bool(product.amin() < FAINT):
             return _log_sums(self.exponents, v)
-        return _scaled_product(v, self.kernel.T) + self.exponents.amax()
+        return product.log_() + top + self.exponents.amax()
 
     def backward(self, u: Float[Tensor, "K N"]) -> Float[Tensor, "K M"]:
         """Compute `log(K^T exp(u))`."""
-        if self.kernel is None:
+        top = u.amax(1, keepdim=True)
+        product = (u - top).exp() @ self.kernel
+        if bool(product.amin() < FAINT):
             return _log_sums(self.exponents.T, u)
-        return _scaled_product(u, self.kernel) + self.exponents.amax()
+        return product.log_() + top + self.exponents.amax()
 
     def plan(self, u: Float[Tensor, "N"], v: Float[Tensor, "M"]) -> Float[Tensor, "N M"]:
         """Write a plan out."""
@@ -90,19 +93,17 @@ class Separable:
         return tuple(((z[:, None] - z) * self.spacing).square() for z in lines)
 
     @cached_property
-    def kernels(self) -> tuple[Float[Tensor, "s s"], ...] | None:
-        """Take the exponentials, where their product has digits."""
-        reach = sum(float(c.amax()) for c in self.costs) / self.epsilon
-        return tuple((-c / self.epsilon).exp() for c in self.costs) if (
-            reach <= REPRESENTABLE
-        ) else None  # fmt: skip
+    def kernels(self) -> tuple[Float[Tensor, "s s"], ...]:
+        """Take the exponential along each axis."""
+        return tuple(_exponential(cost / -self.epsilon) for cost in self.costs)
 
     def forward(self, v: Float[Tensor, "K M"]) -> Float[Tensor, "K N"]:
         """Compute `log(K exp(v))`."""
-        if self.kernels is None:
-            return self._by_logarithms(v)
         top = v.amax(1, keepdim=True)
-        return self._product((v - top).exp(), self.kernels).clamp_min(TINY).log() + top
+        product = self._product((v - top).exp())
+        if bool(product.amin() < FAINT):
+            return self._by_logarithms(v)
+        return product.log_() + top
 
     def backward(self, u: Float[Tensor, "K N"]) -> Float[Tensor, "K M"]:
         """Compute `log(K^T exp(u))`: the kernel is symmetric."""
@@ -115,9 +116,9 @@ class Separable:
             total = total + (u + self._by_logarithms(v, axis)).exp().sum(1)
         return total
 
-    def _product(self, z: Float[Tensor, "K N"], kernels: tuple[Tensor, ...]) -> Tensor:
+    def _product(self, z: Float[Tensor, "K N"]) -> Float[Tensor, "K N"]:
         z = z.reshape(len(z), *self.sides)
-        for axis, kernel in enumerate(kernels):
+        for axis, kernel in enumerate(self.kernels):
             z = z.movedim(1, -1) @ kernel  # that axis goes last: in turn, all of them do
             assert z.shape[-1] == self.sides[axis]
         return z.reshape(len(z), -1)
@@ -138,9 +139,10 @@ class Separable:
 Kernel = Dense | Separable
 
 
-def _scaled_product(v: Float[Tensor, "K M"], kernel: Float[Tensor, "M N"]) -> Float[Tensor, "K N"]:
-    top = v.amax(1, keepdim=True)
-    return ((v - top).exp() @ kernel).clamp_min(TINY).log() + top
+def _exponential(exponents: Float[Tensor, "N M"]) -> Float[Tensor, "N M"]:
+    """Take exponentials; what would be a slow subnormal number is zero."""
+    kernel = exponents.exp()
+    return kernel.masked_fill_(kernel < TINY, 0.0)
 
 
 def _log_sums(exponents: Float[Tensor, "N M"], v: Float[Tensor, "L M"]) -> Float[Tensor, "L N"]:
