@@ -241,9 +241,8 @@ def test_gradients_of_the_value_match_differences(more):
 
     def value(W, x):
         W = W if "rho" in more else W - W.mean(1, keepdim=True) + 0.25  # masses stay one
-        return barycenter(
-            FixedSupport(W, x), pair(), epsilon=0.4, tol=1e-11, max_iter=50_000, **more
-        ).value
+        tol = 1e-7 if "debiased" in more else 1e-11  # errors there fall as one over the sweeps
+        return barycenter(FixedSupport(W, x), pair(), epsilon=0.4, tol=tol, **more).value
 
     leaves = [W.requires_grad_(), (cloud(4, 2, 3) / 3).requires_grad_()]
     assert torch.autograd.gradcheck(value, leaves, **DIFFERENCES)
