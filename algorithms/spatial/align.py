@@ -1,14 +1,14 @@
 """Alignment of two slices that show the same tissue: the plan, the motion, and what proves them."""
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from algorithms.errors import Caution
+from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.sparse import SparsePlan
 from algorithms.spatial import cautions
@@ -16,12 +16,22 @@ from algorithms.spatial.coarse import LARGE, coarsened
 from algorithms.spatial.expression import Counts, Expression, common_counts, dissimilarity
 from algorithms.spatial.frames import distances, pitch
 from algorithms.spatial.fused import NEARLY_ZERO, Fused, frank_wolfe_gap, from_plan, terms
-from algorithms.spatial.procrustes import Motion, procrustes
+from algorithms.spatial.partial import (
+    MATCHED,
+    Bearings,
+    Matching,
+    Share,
+    around,
+    bearings,
+    matched,
+)
+from algorithms.spatial.procrustes import Motion, motion_of_pairs, procrustes
 from algorithms.spatial.scores import Scores, scores
 from algorithms.spatial.search import (
     JITTER,
     JITTER_LARGE,
     Found,
+    from_motion,
     from_product,
     polished,
     refined,
@@ -41,11 +51,13 @@ class Certificate:
     """Numbers that anyone can recompute from the plan, and what each proves.
 
     Attributes:
-        marginal_error_a: |P 1 - a|_1. Rounding: the plan is feasible, no spot is lost or doubled.
+        marginal_error_a: |P 1 - a|_1, of a partial plan the excess |(P 1 - a)_+|_1. Rounding: the
+            plan is feasible, no spot is lost or doubled.
         marginal_error_b: |P^T 1 - b|_1, the same for the target.
+        mass_error: |sum P - mass|, rounding.
         frank_wolfe_gap: <grad F(P), P - V> for the best vertex V, by one more exact transport
-            problem. Never negative but for rounding; 0 proves that no direction inside U(a, b)
-            descends: P is stationary. None where the run was interrupted.
+            problem. Never negative but for rounding; 0 proves that no direction inside the
+            polytope of plans descends: P is stationary. None where the run was interrupted.
         value_difference: the value carried along the descent minus the value recomputed from the
             plan alone. Rounding proves that the incremental terms did not drift.
         reflection_margin: F(mirrored) / F(proper) - 1 between the best plans of either
@@ -59,6 +71,7 @@ class Certificate:
 
     marginal_error_a: float
     marginal_error_b: float
+    mass_error: float
     frank_wolfe_gap: float | None
     value_difference: float
     reflection_margin: float | None
@@ -77,6 +90,10 @@ class Alignment:
     value: Float[Tensor, ""]
     transport_cost: Float[Tensor, ""]
     distortion: Float[Tensor, ""]
+    mass_moved: float
+    curve: tuple[Share, ...]
+    unmatched_source: Bool[Tensor, "n"]
+    unmatched_target: Bool[Tensor, "m"]
     kept_source: Int[Tensor, "k"]
     kept_target: Int[Tensor, "l"]
     genes: int
@@ -99,6 +116,8 @@ def align(
     alpha: float = 0.1,
     expression: Expression = AS_COUNTS,
     scale: Literal["auto", "pitch", "none"] = "auto",
+    mass: float | Literal["auto"] | None = None,
+    pairs: Float[Tensor, "p 2"] | None = None,
     init: Literal["multi", "product"] = "multi",
     effort: Literal["default", "fast"] = "default",
     allow_reflection: bool = False,
@@ -121,13 +140,21 @@ def align(
     winner is polished from small turns and a blur of itself. Above 650 spots the search runs on
     superspots and its motion starts the full problem.
 
-    Shapes: counts (n, genes), coordinates (n, 2); plan entries index the n and m original rows.
+    Partial, with `mass` s < 1: P 1 <= a, P^T 1 <= b and sum P = s, for tissue that is torn or
+    cropped; both families of starts of `algorithms.spatial.partial`, and for `auto` the largest s
+    whose distortion, a root mean square of disagreeing distances, is within 5 % of the least.
+
+    Shapes: counts (n, genes), coordinates (n, 2), pairs (p, 2); plan entries index
+    the n and m original rows.
 
     Args:
         alpha: weight of distances; 0 is transport on M alone, 1 pure Gromov-Wasserstein. Its
             meaning depends on the unit of the coordinates: see `scale`.
         scale: `none` uses coordinates as they are, `pitch` divides each slice by its median
             nearest-neighbour distance, `auto` is `none` where both pitches lie in [0.5, 2].
+        mass: share of the mass that is matched; None is all of it, `auto` lets distances decide.
+        pairs: rows of the source and of the target, counted from 0, that show the same place. At
+            least two; their rigid fit replaces the search. What a small overlap asks for.
         init: `product` descends from a b^T only (for comparison: it may end back to front).
         effort: `fast` leaves out the polish: half the time, up to 6e-5 above.
         allow_reflection: return the mirrored plan and motion where they are better; by default
@@ -141,6 +168,9 @@ def align(
         transform: 3 x 3 homogeneous matrix; aligned = (x, y, 1) transform^T.
         value, transport_cost, distortion: F, <M, P> and the quadratic sum at the returned plan,
             recomputed from the formula; value = (1 - alpha) transport_cost + alpha distortion.
+        mass_moved: the mass of the plan, and curve: what was seen at each share (`auto` only).
+        unmatched_source, unmatched_target: spots that carry less than half of their mass, those
+            that the filter dropped included.
         kept_source, kept_target: rows that passed the filter; genes: how many were common.
         scale_used, pitch_source, pitch_target: the unit that alpha refers to.
         reflected: `transform` is a reflection.
@@ -151,7 +181,8 @@ def align(
         stop: how the winner's descent ended, its iterations over all stages.
         cautions: few_genes, few_spots, duplicated_coordinates, unit_mismatch,
             log_transformed_with_kl, no_canonical_frame, reflected, orientation_ambiguous,
-            rotation_ambiguous, unbalanced_terms, or the status of a descent that did not converge.
+            rotation_ambiguous, unbalanced_terms, small_overlap, overlap_uncertain,
+            or the status of a descent that did not converge.
 
     Notes:
         One step costs a transport problem, O(n m (n + m)) in practice, and a product O(n^2 m).
@@ -163,22 +194,44 @@ def align(
 
     References:
         Zeira, Land, Strzalkowski, Raphael 2022, doi:10.1038/s41592-022-01459-6 (the objective);
-        Vayer, Chapel, Flamary, Tavenard, Courty 2019, arXiv:1805.09114, algorithms 1 and 2.
+        Vayer, Chapel, Flamary, Tavenard, Courty 2019, arXiv:1805.09114, algorithms 1 and 2;
+        Liu, Zeira, Raphael 2023, doi:10.1101/gr.277670.123 (partial);
+        Chapel, Alaya, Gasso 2020, arXiv:2002.08276 (its linear problems).
     """
     check_slices(source, target, expression)
+    if mass == 1:
+        mass = None
     counts = common_counts(source, target, expression)
     check_kept(counts, source, target)
     setting = _setting(source, target, counts, scale)
     M = dissimilarity(counts, expression)
     pair = _posed(source, target, setting, M, alpha)
+    guide = None if pairs is None else _guide(source, target, setting, pair, pairs)
     lent = shared(watch)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         errand = Errand(tol, max_iter, pool, lent)
-        found = _searched(pair, errand, init, effort, allow_reflection)
-        interrupted = not errand.go_on()
+        search = _Search(init, effort, allow_reflection, guide)
+        if mass is None:
+            found = _searched(pair, errand, search)
+            matching = _whole(found.best(allow_reflection), pair)
+        else:
+            found, matching = _partial(pair, errand, search, None if mass == "auto" else mass)
+        if matching.stop.status != "interrupted" and not errand.go_on():
+            spent = matching.stop.iterations, matching.stop.residual
+            matching = replace(matching, stop=Stop("interrupted", *spent), gap=None)
     told = cautions.of_input(counts, source, target, expression, setting.pitches)
     told += cautions.of_frames(pair)
-    return _written(source, target, setting, pair, found, told, allow_reflection, interrupted)
+    return _written(source, target, setting, pair, found, matching, told, allow_reflection)
+
+
+@dataclass(frozen=True)
+class _Search:
+    """How to look for the best plan: what was asked, and a motion that pairs of places fix."""
+
+    init: str
+    effort: str
+    allow_reflection: bool
+    guide: Motion | None
 
 
 @dataclass(frozen=True)
@@ -210,21 +263,76 @@ def _posed(source: Slice, target: Slice, setting: _Setting, M: Tensor, alpha: fl
     return pair(Fused(M, distances(z), distances(y), a, b, alpha), z, y)
 
 
-def _searched(pair: Pair, errand: Errand, init: str, effort: str, allow_reflection: bool) -> Found:
+def _guide(
+    source: Slice, target: Slice, setting: _Setting, pair: Pair, pairs: Float[Tensor, "p 2"]
+) -> Motion:
+    """Fit the motion that carries the source's rows of the pairs onto the target's."""
+    if bool((pairs != pairs.round()).any()):
+        raise IllPosed("pairs", "rows are whole numbers, counted from 0")
+    rows, cols = pairs.long().unbind(1)
+    for field, k, size in (("source", rows, len(source.ids)), ("target", cols, len(target.ids))):
+        if int(k.min()) < 0 or int(k.max()) >= size:
+            raise IllPosed("pairs", f"{field} rows lie in [{k.min()}, {k.max()}] of {size} rows")
+    z = source.coordinates[rows].double() / setting.units[0] - pair.source.centre
+    y = target.coordinates[cols].double() / setting.units[1] - pair.target.centre
+    if len(z) < 2 or bool((z == z[0]).all()) or bool((y == y[0]).all()):
+        raise IllPosed("pairs", "a motion needs pairs at two different places at least")
+    return motion_of_pairs(z, y)
+
+
+def _searched(pair: Pair, errand: Errand, search: _Search) -> Found:
     """Search as asked; without distances (alpha = 0) there is one basin, and one step ends it."""
-    if init == "product" or pair.problem.alpha == 0:
+    if search.guide is not None:
+        found, large = from_motion(pair, errand, search.guide), max(pair.problem.M.shape) > LARGE
+        if pair.problem.alpha == 0:
+            return found
+    elif search.init == "product" or pair.problem.alpha == 0:
         return from_product(pair, errand)
-    large = max(pair.problem.M.shape) > LARGE
-    if large:
+    elif large := max(pair.problem.M.shape) > LARGE:
         small = coarsened(pair)
         found = refined(pair, errand, small, screened(small, errand))
     else:
         found = screened(pair, errand)
-    best = found.best(allow_reflection)
+    best = found.best(search.allow_reflection)
     errand.watch(best.stop.iterations, best.stop.residual)
-    if effort == "fast":
+    if search.effort == "fast":
         return found
     return polished(pair, errand, found, best, JITTER_LARGE if large else JITTER)
+
+
+def _whole(winner: Candidate, pair: Pair) -> Matching:
+    """Stand at a balanced plan, with the gap that proves it stationary."""
+    P, stop = winner.state.P, winner.stop
+    gap = None
+    if stop.status != "interrupted":
+        gap = frank_wolfe_gap(pair.problem, from_plan(pair.problem, P))
+    return Matching(P, float(winner.state.value), 1.0, stop, gap)
+
+
+def _partial(
+    pair: Pair, errand: Errand, search: _Search, mass: float | None
+) -> tuple[Found, Matching]:
+    """Match a share; of large slices the share is found, and the motion, between superspots."""
+    large = max(pair.problem.M.shape) > LARGE
+    rough = coarsened(pair) if large else pair
+    found = _searched(rough, errand, replace(search, effort="fast"))
+    best = found.best(search.allow_reflection)
+    if search.guide is None and search.init == "multi":
+        begun = bearings(rough, best.state.P, best.mirrored)
+    else:
+        begun = Bearings(best.state.P, () if search.guide is None else (search.guide,))
+    matching = matched(rough, errand, begun, mass)
+    if matching.mass == 1.0:
+        found = _searched(pair, errand, search)
+        whole = _whole(found.best(search.allow_reflection), pair)
+        return found, replace(whole, curve=matching.curve)
+    if large:
+        motion = procrustes(matching.P, rough.z, rough.y, allow_reflection=best.mirrored)
+        shift = rough.target.centre - motion.R @ rough.source.centre
+        motion = replace(motion, target_mean=motion.target_mean + shift)
+        fine = around(pair, errand, motion, matching.mass)
+        return found, replace(fine, curve=matching.curve, doubt=matching.doubt)
+    return found, matching
 
 
 def _written(
@@ -233,26 +341,31 @@ def _written(
     setting: _Setting,
     pair: Pair,
     found: Found,
+    matching: Matching,
     told: list[Caution],
     allow_reflection: bool,
-    interrupted: bool,
 ) -> Alignment:
     """Recompute everything that is reported from the plan that is returned."""
     winner = found.best(allow_reflection)
-    P, counts = winner.state.P, setting.counts
+    P, stop, counts = matching.P, matching.stop, setting.counts
     rows, cols = P.nonzero(as_tuple=True)
     plan = SparsePlan(counts.kept_source[rows], counts.kept_target[cols], P[rows, cols])
     value, transport_cost, distortion = terms(pair.problem, P)
     motion = procrustes(P, pair.z, pair.y, allow_reflection=allow_reflection)
     transform = _homogeneous(motion, pair, setting.units)
     z = source.coordinates.double()
-    stop = Stop("interrupted", *_spent(winner)) if interrupted else winner.stop
-    certificate = _certificate(pair, found, winner, value, motion, interrupted)
+    certificate = _certificate(pair, found, matching, value, motion)
     if found.proper is not None and found.mirrored is not None:
         margin = certificate.reflection_margin or 0.0
         told = told + cautions.of_orientation(found.proper.value, found.mirrored.value, margin)
     told = told + cautions.of_terms(pair.problem, float(transport_cost), float(distortion))
+    told = told + cautions.of_overlap(matching)
     told = told + cautions.of_answer(motion.singular_ratio, motion.strength, stop)
+    n, m = len(z), len(target.coordinates)
+    unmatched_source = torch.ones(n, dtype=torch.bool)
+    unmatched_source[counts.kept_source] = P.sum(1) < MATCHED * pair.problem.a
+    unmatched_target = torch.ones(m, dtype=torch.bool)
+    unmatched_target[counts.kept_target] = P.sum(0) < MATCHED * pair.problem.b
     return Alignment(
         plan=plan,
         aligned=z @ transform[:2, :2].T + transform[:2, 2],
@@ -260,6 +373,10 @@ def _written(
         value=value,
         transport_cost=transport_cost,
         distortion=distortion,
+        mass_moved=float(P.sum()),
+        curve=matching.curve,
+        unmatched_source=unmatched_source,
+        unmatched_target=unmatched_target,
         kept_source=counts.kept_source,
         kept_target=counts.kept_target,
         genes=len(counts.genes),
@@ -269,7 +386,7 @@ def _written(
         reflected=bool(torch.linalg.det(motion.R) < 0),
         rotation_degrees=motion.degrees,
         starts=_table(found, winner),
-        scores=scores(plan.dense(len(z), len(target.coordinates)), source, target),
+        scores=scores(plan.dense(n, m), source, target, ~unmatched_source),
         certificate=certificate,
         stop=stop,
         cautions=tuple(told),
@@ -277,25 +394,24 @@ def _written(
 
 
 def _certificate(
-    pair: Pair,
-    found: Found,
-    winner: Candidate,
-    value: Tensor,
-    motion: Motion,
-    interrupted: bool,
+    pair: Pair, found: Found, matching: Matching, value: Tensor, motion: Motion
 ) -> Certificate:
-    problem, P = pair.problem, winner.state.P
+    problem, P = pair.problem, matching.P
     proper = found.proper.value if found.proper else None
     mirrored = found.mirrored.value if found.mirrored else None
     margin = None
     if proper is not None and mirrored is not None:
         # two exact fits, 0 against 0, have margin 0
         margin = (mirrored - proper) / max(proper, NEARLY_ZERO * problem.size)
+    over = [P.sum(1) - problem.a, P.sum(0) - problem.b]
+    if matching.mass < 1:
+        over = [excess.clamp_min(0) for excess in over]
     return Certificate(
-        marginal_error_a=float((P.sum(1) - problem.a).abs().sum()),
-        marginal_error_b=float((P.sum(0) - problem.b).abs().sum()),
-        frank_wolfe_gap=None if interrupted else frank_wolfe_gap(problem, from_plan(problem, P)),
-        value_difference=float(winner.state.value - value),
+        marginal_error_a=float(over[0].abs().sum()),
+        marginal_error_b=float(over[1].abs().sum()),
+        mass_error=abs(float(P.sum()) - matching.mass),
+        frank_wolfe_gap=matching.gap,
+        value_difference=matching.value - float(value),
         reflection_margin=margin,
         mirrored_value=mirrored,
         singular_ratio=motion.singular_ratio,
@@ -318,7 +434,3 @@ def _table(found: Found, winner: Candidate) -> tuple[Start, ...]:
     ends = [c for c in (found.proper, found.mirrored) if c is not None and c is not winner]
     rows = [*found.dropped, *(c.dropped("descent") for c in ends)]
     return winner.dropped("winner"), *sorted(rows, key=lambda row: row.value)
-
-
-def _spent(winner: Candidate) -> tuple[int, float]:
-    return winner.stop.iterations, winner.stop.residual

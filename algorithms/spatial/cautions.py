@@ -7,6 +7,7 @@ from algorithms.errors import Caution
 from algorithms.iterate import Stop
 from algorithms.spatial.expression import Counts, Expression
 from algorithms.spatial.fused import Fused, product
+from algorithms.spatial.partial import Matching
 from algorithms.spatial.slice import Slice
 from algorithms.spatial.starts import Pair
 
@@ -20,6 +21,10 @@ AXES_ALIKE = 0.99
 # A rigid fit that explains less than this share of both spreads says nothing of the angle.
 FAINT_FIT = 0.05
 UNBALANCED = 100.0
+# Cropped to less than this, real sections were laid on each other by shape: 8 pitches off.
+SMALL_OVERLAP = 0.6
+# Votes are 5 degrees and a pitch apart; motions further apart, in radii, contradict each other.
+DOUBTFUL = 0.25
 
 
 def of_input(
@@ -149,6 +154,33 @@ def of_terms(problem: Fused, transport_cost: float, distortion: float) -> list[C
             f"dependent); {name} decides alone",
             f"use scale='pitch', or alpha near {odds / (1 + odds):.2g}, where both weigh alike",
         )
+    ]
+
+
+def of_overlap(matching: Matching) -> list[Caution]:
+    """Look at how much was matched: a small overlap is where shape wins over expression."""
+    told = []
+    if matching.doubt is not None and matching.doubt > DOUBTFUL:
+        told.append(
+            Caution(
+                "overlap_uncertain",
+                f"expression, or the pairs given, ask for a motion that differs by "
+                f"{matching.doubt:.2f} of the tissue's radius from the plan's (mass "
+                f"{matching.mass:.2f}): one of them is wrong",
+                "the overlap may be below 60 %; look at the picture, give `pairs` of rows that "
+                "show the same place, or a smaller `mass`",
+            )
+        )
+    if matching.mass >= SMALL_OVERLAP:
+        return told
+    return [
+        *told,
+        Caution(
+            "small_overlap",
+            f"{matching.mass:.2f} of the mass is matched; below {SMALL_OVERLAP:g} the outline of "
+            "the tissue may outweigh its expression, and the motion may be wrong altogether",
+            "look at the picture, and give `pairs` of rows that show the same place",
+        ),
     ]
 
 

@@ -84,6 +84,11 @@ def procrustes(
     return Motion(R, source_mean, target_mean, ratio, strength, mirrored)
 
 
+def motion_of_pairs(z: Float[Tensor, "k 2"], y: Float[Tensor, "k 2"]) -> Motion:
+    """Fit the rotation that carries each point onto its partner."""
+    return procrustes(torch.eye(len(z), dtype=z.dtype, device=z.device), z, y)
+
+
 def rotation(degrees: float, like: Tensor) -> Float[Tensor, "2 2"]:
     """Write the rotation by an angle, counter-clockwise, as a matrix."""
     c, s = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))

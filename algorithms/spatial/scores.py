@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from algorithms.spatial.frames import pitch
@@ -36,10 +36,19 @@ class Scores:
     landmark_spots: int = 0
 
 
-def scores(P: Float[Tensor, "n m"], source: Slice, target: Slice) -> Scores:
-    """Score a plan between all rows of two slices; rows without mass take no part."""
+def scores(
+    P: Float[Tensor, "n m"],
+    source: Slice,
+    target: Slice,
+    matched: Bool[Tensor, "n"] | None = None,
+) -> Scores:
+    """Score a plan between all rows of two slices; rows without mass take no part.
+
+    Landmark errors are those of the source spots that count as `matched`; None counts them all.
+    """
     labels = _label_scores(P, source, target)
-    landmarks = _landmark_scores(P, source, target)
+    told = P if matched is None else P * matched[:, None]
+    landmarks = _landmark_scores(told, source, target)
     return Scores(*labels, *landmarks)
 
 

@@ -11,7 +11,7 @@ from functools import partial
 from torch import Tensor
 
 from algorithms.spatial.fused import blurred, from_vertex
-from algorithms.spatial.procrustes import procrustes, rotation
+from algorithms.spatial.procrustes import Motion, procrustes, rotation
 from algorithms.spatial.starts import (
     Candidate,
     Errand,
@@ -57,6 +57,12 @@ class Found:
 def from_product(pair: Pair, errand: Errand) -> Found:
     """Descend from a b^T only."""
     return _sorted_out(pair, [advance(pair, errand, flat(pair), errand.max_iter)], [])
+
+
+def from_motion(pair: Pair, errand: Errand, motion: Motion) -> Found:
+    """Descend from the vertex about a given motion only."""
+    start = _turned(pair, "pairs", motion.R)
+    return _sorted_out(pair, [advance(pair, errand, start, errand.max_iter)], [])
 
 
 def screened(pair: Pair, errand: Errand) -> Found:

@@ -29,6 +29,16 @@ class AlignRequest(Request):
         description="Unit of distances: none takes coordinates as they are, pitch divides each "
         "slice by its median spacing, auto is none when both spacings lie in [1/2, 2].",
     )
+    mass: Annotated[float, Field(gt=0, le=1)] | Literal["auto"] | None = Field(
+        None,
+        description="Share of the mass that is matched, for torn or cropped tissue; null matches "
+        "all of it, auto the largest share at which distances still agree, with the curve.",
+    )
+    pairs: Annotated[ArrayRef, Dims("p 2")] | None = Field(
+        None,
+        description="Rows of the source and of the target file, counted from 0, that show the same "
+        "place; two at least. Their rigid fit replaces the search.",
+    )
     init: Literal["multi", "product"] = Field(
         "multi", description="multi: many starts, screened; product: the plan a b^T alone."
     )
@@ -53,6 +63,25 @@ class Start(Strict):
     determinant: float = Field(description="+1 proper, -1 mirrored: sign of its Procrustes fit")
 
 
+class Share(Strict):
+    """What the best plan found of one mass is like."""
+
+    mass: float = Field(description="share of the mass that travels")
+    value: float = Field(description="objective at this mass")
+    expression_cost: float = Field(description="mean dissimilarity of matched spots, `<M, P>/mass`")
+    distortion_rms: float = Field(
+        description="root mean square by which distances between matched spots disagree, in "
+        "pitches of the target"
+    )
+    slope: float | None = Field(
+        description="rise of the objective per mass towards the next larger share: what matching "
+        "more costs; null at the largest"
+    )
+    edge_score: float = Field(
+        description="share of neighbouring source spots of which one alone is matched"
+    )
+
+
 class Scores(Strict):
     """How well labels and landmarks agree; null where the slices carry none."""
 
@@ -69,8 +98,9 @@ class Scores(Strict):
 class Certificate(Strict):
     """What shows that the plan is feasible and stationary, and the motion well defined."""
 
-    marginal_error_a: float = Field(description="`|P 1 - a|_1`")
-    marginal_error_b: float = Field(description="`|P^T 1 - b|_1`")
+    marginal_error_a: float = Field(description="`|P 1 - a|_1`; of a partial plan what exceeds a")
+    marginal_error_b: float = Field(description="`|P^T 1 - b|_1`, likewise")
+    mass_error: float = Field(description="`|sum P - mass|`")
     frank_wolfe_gap: float | None = Field(
         description="`<gradient, P - V>` for the best vertex V: 0 at a stationary point; null when "
         "the computation was interrupted"
@@ -106,6 +136,16 @@ class AlignResult(Result):
     value: float = Field(description="Objective, recomputed from the formula at the plan.")
     transport_cost: float = Field(description="Expression term `<M, P>`.")
     distortion: float = Field(description="Geometry term.")
+    mass_moved: float = Field(description="Mass of the plan; 1 is all of it.")
+    curve: list[Share] = Field(
+        description="What was seen at each share; for mass auto, else empty."
+    )
+    unmatched_source: Annotated[ArrayRef, Dims("n")] = Field(
+        description="True where a source spot carries less than half of its mass, or was filtered."
+    )
+    unmatched_target: Annotated[ArrayRef, Dims("m")] = Field(
+        description="The same for each target spot."
+    )
     kept_source: Annotated[ArrayRef, Dims("k")] = Field(description="Source rows after filtering.")
     kept_target: Annotated[ArrayRef, Dims("l")] = Field(description="Target rows after filtering.")
     genes: int = Field(description="Number of common genes used.")
