@@ -1,7 +1,8 @@
 """Every routine of the service, one line each."""
 
 from schemas.routine import Routine
-from schemas.spatial import align
+from schemas.spatial import align, multiomics
+from schemas.structured import match, transform
 from schemas.transport import (
     barycenter,
     divergence,
@@ -20,7 +21,20 @@ from schemas.transport import (
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
     for routine in (
-        Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE),
+        Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE, version="2"),
+        Routine(
+            "spatial.multiomics",
+            multiomics.MultiomicsRequest,
+            multiomics.MultiomicsResult,
+            multiomics.EXAMPLE,
+        ),
+        Routine("structured.match", match.MatchRequest, match.MatchResult, match.EXAMPLE),
+        Routine(
+            "structured.transform",
+            transform.TransformRequest,
+            transform.TransformResult,
+            transform.EXAMPLE,
+        ),
         Routine(
             "transport.barycenter",
             barycenter.BarycenterRequest,

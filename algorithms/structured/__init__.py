@@ -1,0 +1,1 @@
+"""Maps between spaces that share no coordinates, learnt while their points are matched."""

@@ -1,0 +1,1 @@
+"""What is asked of maps between spaces that share no coordinates."""
