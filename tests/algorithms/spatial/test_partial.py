@@ -24,7 +24,7 @@ from tests.algorithms.spatial.tissue import moved, reordered, tissue
 ROUNDING = 1e-12
 # A plan that is stationary to tol 1e-9 of its objective.
 STATIONARY = 1e-8
-# Half a turn of 10 degrees and a bin and its blur, at a radius of 5 pitches; wrong votes miss by 10.
+# Half a turn of 10 degrees, a bin and its blur, at a radius of 5 pitches; wrong votes miss by 10.
 VOTED = 4.0
 LOOSE = Expression(min_spot_counts=1.0, min_gene_counts=1.0)
 SOURCE = tissue(0)

@@ -11,28 +11,39 @@ from numpy.typing import NDArray
 from workers.figures.style import BLUE, GREY, ORANGE, plane, sheet
 
 Places = NDArray[np.float64]
+# Masses of whole plans are 1 up to rounding.
+PARTIAL = 1e-9
 
 
 def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
-    """Draw four panels: source and target in matching colours, and both before and after."""
+    """Draw source and target in matching colours, both before and after; of partial plans more.
+
+    Where a share of the mass is matched, the mass that each source spot carries is drawn, and the
+    curve by which the share was chosen; spots without a partner are grey crosses.
+    """
     source = question["source"].coordinates.numpy()
     target = question["target"].coordinates.numpy()
     aligned, plan = answer["aligned"], answer["plan"]
-    figure = sheet(10, 9.2)
-    (one, two), (before, after) = figure.subplots(2, 2)
+    lone, alone = answer["unmatched_source"], answer["unmatched_target"]
+    partial = answer["mass_moved"] < 1 - PARTIAL
+    figure = sheet(14, 9.2) if partial else sheet(10, 9.2)
+    panels = figure.subplots(2, 3 if partial else 2)
     size = marker_size(len(source) + len(target))
-    colours = _colours(source)
-    carried, matched = _carried(colours, plan, len(target))
-    kept = np.isin(np.arange(len(source)), plan["rows"])
-    _matched(one, source, colours, kept, size)
-    _matched(two, target, carried, matched, size)
-    plane(one, "source: colour is place", "file unit")
-    plane(two, "target: colour of the spots matched with it", "file unit")
-    for axes, moved, title in ((before, source, "before"), (after, aligned, "after")):
+    carried, reached = _carried(_colours(source), plan, len(target))
+    _matched(panels[0, 0], source, _colours(source), ~lone, size)
+    _matched(panels[0, 1], target, carried, reached & ~alone, size)
+    plane(panels[0, 0], "source: colour is place", "file unit")
+    plane(panels[0, 1], "target: colour of the spots matched with it", "file unit")
+    for axes, moved, title in ((panels[1, 0], source, "before"), (panels[1, 1], aligned, "after")):
         axes.scatter(*target.T, s=size, c=BLUE, marker="s", linewidths=0, label="target")
-        axes.scatter(*moved.T, s=0.55 * size, c=ORANGE, linewidths=0, label="source")
+        axes.scatter(*moved[~lone].T, s=0.55 * size, c=ORANGE, linewidths=0, label="source")
+        if lone.any():
+            _lone(axes, moved[lone], size)
         plane(axes, title, "file unit")
-    before.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=2, frameon=False)
+    panels[1, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
+    if partial:
+        _curve(panels[0, 2], answer)
+        _mass(panels[1, 2], aligned, plan, size)
     figure.suptitle(_caption(answer), fontsize=12)
     return figure
 
@@ -43,8 +54,39 @@ def marker_size(spots: int) -> float:
 
 
 def _matched(axes: Axes, places: Places, colours: Places, known: NDArray[Any], size: float) -> None:
-    axes.scatter(*places[~known].T, s=0.4 * size, c=GREY, marker="x", linewidths=0.8)
+    _lone(axes, places[~known], size)
     axes.scatter(*places[known].T, s=size, c=colours[known], linewidths=0)
+
+
+def _lone(axes: Axes, places: Places, size: float) -> None:
+    axes.scatter(*places.T, s=0.4 * size, c=GREY, marker="x", linewidths=0.8, label="unmatched")
+
+
+def _curve(axes: Axes, answer: Mapping[str, Any]) -> None:
+    """Draw the distortion at each share of the mass, and the share that was taken."""
+    axes.set_xlabel("share of the mass matched", fontsize=9)
+    axes.set_title("distances disagree above the overlap", fontsize=11)
+    axes.set_ylabel("rms distortion (pitches)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.axvline(answer["mass_moved"], color=GREY, linestyle="--")
+    shares = [point["mass"] for point in answer["curve"]]
+    axes.plot(shares, [p["distortion_rms"] for p in answer["curve"]], "o-", color=BLUE)
+    chosen = f"matched: {answer['mass_moved']:.2f}"
+    axes.annotate(
+        chosen, (answer["mass_moved"], 1.0), (-6, -14), xycoords=("data", "axes fraction"),
+        textcoords="offset points", ha="right", fontsize=9,
+    )  # fmt: skip
+    axes.set_ylim(bottom=0)
+
+
+def _mass(axes: Axes, aligned: Places, plan: Mapping[str, NDArray[Any]], size: float) -> None:
+    """Shade each source spot by the mass that it carries, as a share of the most."""
+    mass = np.bincount(plan["rows"], plan["mass"], minlength=len(aligned))
+    shades = axes.scatter(
+        *aligned.T, s=size, c=mass / mass.max(), cmap="cividis", vmin=0, vmax=1, linewidths=0
+    )
+    plane(axes, "after: mass that a source spot carries", "file unit")
+    axes.figure.colorbar(shades, ax=axes, label="share of the largest")
 
 
 def _colours(places: Places) -> Places:
@@ -71,6 +113,8 @@ def _carried(
 
 def _caption(answer: Mapping[str, Any]) -> str:
     words = [f"objective {answer['value']:.4f}", f"rotation {answer['rotation_degrees']:.1f} deg"]
+    if answer["mass_moved"] < 1 - PARTIAL:
+        words.append(f"mass {answer['mass_moved']:.2f}")
     scores = answer["scores"]
     if scores["label_accuracy"] is not None:
         words.append(f"label accuracy {scores['label_accuracy']:.3f}")

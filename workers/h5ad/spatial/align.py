@@ -14,10 +14,10 @@ from algorithms.spatial.slice import Slice
 def annotate(question: Mapping[str, Any], answer: Mapping[str, Any]) -> anndata.AnnData:
     """Stack source and target rows, each in the order of its file, over their common genes.
 
-    `obs['slice']` tells them apart, `obsm['spatial']` has the coordinates of the files,
-    `obsm['spatial_aligned']` those in the target's frame, `uns['alignment']` the transform, the
-    plan by rows of each slice, the scores and the objective. Names that occur in both slices get
-    the slice's name in front.
+    `obs['slice']` tells them apart, `obs['unmatched']` marks spots without a partner,
+    `obsm['spatial']` has the coordinates of the files, `obsm['spatial_aligned']` those in the
+    target's frame, `uns['alignment']` the transform, the plan by rows of each slice, the scores
+    and the objective. Names that occur in both slices get the slice's name in front.
     """
     source, target = question["source"], question["target"]
     common = [gene for gene in source.genes if gene in set(target.genes)]
@@ -28,6 +28,7 @@ def annotate(question: Mapping[str, Any], answer: Mapping[str, Any]) -> anndata.
     obs = pd.DataFrame({"slice": pd.Categorical(which)}, index=pd.Index(names))
     if source.labels is not None or target.labels is not None:
         obs["label"] = pd.Categorical([*_labels(source), *_labels(target)])
+    obs["unmatched"] = np.concatenate([answer["unmatched_source"], answer["unmatched_target"]])
     places = np.vstack([source.coordinates.numpy(), target.coordinates.numpy()])
     aligned = np.vstack([answer["aligned"], target.coordinates.numpy()])
     data = anndata.AnnData(
@@ -55,6 +56,7 @@ def _summary(answer: Mapping[str, Any]) -> dict[str, Any]:
         "transform": answer["transform"],
         "plan": {"rows": plan["rows"], "cols": plan["cols"], "mass": plan["mass"]},
         "objective": answer["value"],
+        "mass": answer["mass_moved"],
         "transport_cost": answer["transport_cost"],
         "distortion": answer["distortion"],
         "rotation_degrees": answer["rotation_degrees"],
