@@ -24,12 +24,14 @@ def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Sl
         IllPosed: when names are not unique, a batch is unknown or counts are not finite.
     """
     data = read_h5ad(raw, f"{field}.dataset")
+    rows = np.arange(data.n_obs)
     if asked.batch_key is not None:
         batches = data.obs[asked.batch_key].astype(str)
         if asked.batch not in set(batches):
             known = ", ".join(sorted(set(batches))[:20])
             raise IllPosed(f"{field}.batch", f"no batch {asked.batch}; there are {known}")
-        data = data[(batches == asked.batch).to_numpy()]
+        rows = np.flatnonzero(batches == asked.batch)
+        data = data[rows]
     for names, what, call in (
         (data.var_names, "gene", "var_names_make_unique"),
         (data.obs_names, "spot", "obs_names_make_unique"),
@@ -46,6 +48,8 @@ def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Sl
         landmarks=_plane(data, asked.landmark_key, f"{field}.landmark_key")
         if asked.landmark_key
         else None,
+        file=asked.dataset,
+        rows=torch.from_numpy(rows),
     )
 
 

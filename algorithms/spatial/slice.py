@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from torch import Tensor
 
@@ -18,6 +18,8 @@ class Slice:
         ids: unique spot names, one a row of `counts`.
         labels: a label per spot (None where a spot has none), or None when no label was asked for.
         landmarks: positions in a frame shared by the slices (NaN where unknown), for scoring only.
+        file: name of the file, where there is one.
+        rows: rows of the file, one a spot, where the slice is a part of it.
     """
 
     counts: csr_matrix
@@ -26,3 +28,5 @@ class Slice:
     ids: tuple[str, ...]
     labels: tuple[str | None, ...] | None = None
     landmarks: Float[Tensor, "n 2"] | None = None
+    file: str | None = None
+    rows: Int[Tensor, "n"] | None = None
