@@ -1,5 +1,6 @@
 """Alignment of two slices that show the same tissue: the plan, the motion, and what proves them."""
 
+import math
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from algorithms.entropic.rounding import round_plan
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.sparse import SparsePlan
@@ -33,6 +35,7 @@ from algorithms.spatial.search import (
     Found,
     from_motion,
     from_product,
+    given,
     polished,
     refined,
     screened,
@@ -118,6 +121,7 @@ def align(
     scale: Literal["auto", "pitch", "none"] = "auto",
     mass: float | Literal["auto"] | None = None,
     pairs: Float[Tensor, "p 2"] | None = None,
+    plan0: Float[Tensor, "n m"] | None = None,
     init: Literal["multi", "product"] = "multi",
     effort: Literal["default", "fast"] = "default",
     allow_reflection: bool = False,
@@ -155,6 +159,8 @@ def align(
         mass: share of the mass that is matched; None is all of it, `auto` lets distances decide.
         pairs: rows of the source and of the target, counted from 0, that show the same place. At
             least two; their rigid fit replaces the search. What a small overlap asks for.
+        plan0: a plan between all rows, dropped ones included, where the descent begins instead of
+            a search; it is moved to the marginals first. Not with pairs.
         init: `product` descends from a b^T only (for comparison: it may end back to front).
         effort: `fast` leaves out the polish: half the time, up to 6e-5 above.
         allow_reflection: return the mirrored plan and motion where they are better; by default
@@ -207,10 +213,17 @@ def align(
     M = dissimilarity(counts, expression)
     pair = _posed(source, target, setting, M, alpha)
     guide = None if pairs is None else _guide(source, target, setting, pair, pairs)
+    plan = (
+        None if plan0 is None else _given(plan0, (len(source.ids), len(target.ids)), counts, pair)
+    )
+    if plan is not None:
+        if guide is not None:
+            raise IllPosed("plan0", "comes instead of pairs, not with them")
+        guide = procrustes(plan, pair.z, pair.y, allow_reflection=allow_reflection)
     lent = shared(watch)
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         errand = Errand(tol, max_iter, pool, lent)
-        search = _Search(init, effort, allow_reflection, guide)
+        search = _Search(init, effort, allow_reflection, guide, plan)
         if mass is None:
             found = _searched(pair, errand, search)
             matching = _whole(found.best(allow_reflection), pair)
@@ -226,12 +239,13 @@ def align(
 
 @dataclass(frozen=True)
 class _Search:
-    """How to look for the best plan: what was asked, and a motion that pairs of places fix."""
+    """How to look for the best plan: what was asked, and what was given to begin from."""
 
     init: str
     effort: str
     allow_reflection: bool
     guide: Motion | None
+    plan: Float[Tensor, "n m"] | None
 
 
 @dataclass(frozen=True)
@@ -280,10 +294,27 @@ def _guide(
     return motion_of_pairs(z, y)
 
 
+def _given(
+    plan0: Float[Tensor, "n m"], spots: tuple[int, int], counts: Counts, pair: Pair
+) -> Float[Tensor, "k l"]:
+    """Take the rows that were kept of a plan, and move it to their marginals."""
+    sizes = tuple(plan0.shape)
+    if sizes != spots:
+        raise IllPosed("plan0", f"has shape {sizes}; the files have {spots} spots")
+    plan = plan0.double()[counts.kept_source][:, counts.kept_target]
+    if float(plan.amin()) < 0 or not 0 < float(plan.sum()) < math.inf:
+        raise IllPosed("plan0", "needs mass between spots kept, and no negative entries")
+    return round_plan(plan / plan.sum(), pair.problem.a, pair.problem.b)
+
+
 def _searched(pair: Pair, errand: Errand, search: _Search) -> Found:
     """Search as asked; without distances (alpha = 0) there is one basin, and one step ends it."""
     if search.guide is not None:
-        found, large = from_motion(pair, errand, search.guide), max(pair.problem.M.shape) > LARGE
+        large = max(pair.problem.M.shape) > LARGE
+        if search.plan is not None and search.plan.shape == pair.problem.M.shape:
+            found = given(pair, errand, search.plan)
+        else:  # a plan between all spots is a motion of superspots
+            found = from_motion(pair, errand, search.guide)
         if pair.problem.alpha == 0:
             return found
     elif search.init == "product" or pair.problem.alpha == 0:

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from algorithms.spatial.fused import blurred, from_vertex
+from algorithms.spatial.fused import blurred, from_plan, from_vertex
 from algorithms.spatial.procrustes import Motion, procrustes, rotation
 from algorithms.spatial.starts import (
     Candidate,
@@ -62,6 +62,12 @@ def from_product(pair: Pair, errand: Errand) -> Found:
 def from_motion(pair: Pair, errand: Errand, motion: Motion) -> Found:
     """Descend from the vertex about a given motion only."""
     start = _turned(pair, "pairs", motion.R)
+    return _sorted_out(pair, [advance(pair, errand, start, errand.max_iter)], [])
+
+
+def given(pair: Pair, errand: Errand, plan: Tensor) -> Found:
+    """Descend from a given feasible plan only."""
+    start = candidate(pair, "plan", from_plan(pair.problem, plan))
     return _sorted_out(pair, [advance(pair, errand, start, errand.max_iter)], [])
 
 

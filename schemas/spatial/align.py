@@ -2,7 +2,8 @@
 
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
+from pydantic_core import PydanticCustomError
 
 from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
 from schemas.samples import sample
@@ -39,6 +40,11 @@ class AlignRequest(Request):
         description="Rows of the source and of the target file, counted from 0, that show the same "
         "place; two at least. Their rigid fit replaces the search.",
     )
+    plan0: Annotated[ArrayRef, Dims("n m")] | None = Field(
+        None,
+        description="A plan between all rows of both files, >= 0, where the descent begins instead "
+        "of a search; its marginals need not be exact. Not with pairs.",
+    )
     init: Literal["multi", "product"] = Field(
         "multi", description="multi: many starts, screened; product: the plan a b^T alone."
     )
@@ -52,6 +58,28 @@ class AlignRequest(Request):
         1e-9, gt=0, lt=1, description="Stop when the objective falls by less, absolute or relative."
     )
     max_iter: int = Field(200, ge=1, le=100_000, description="Conditional-gradient steps a start.")
+
+    @model_validator(mode="after")
+    def _beginnings(self) -> "AlignRequest":
+        if self.pairs is not None and self.plan0 is not None:
+            raise PydanticCustomError(
+                "validation", "plan0 comes instead of pairs, not with them", {"field": "plan0"}
+            )
+        if self.pairs is not None and (self.pairs.facts.low or 0.0) < 0:
+            raise PydanticCustomError(
+                "validation", "rows are counted from 0; the smallest is {low}",
+                {"field": "pairs", "low": self.pairs.facts.low},
+            )  # fmt: skip
+        if self.pairs is not None and self.pairs.shape[0] < 2:
+            raise PydanticCustomError(
+                "infeasible-problem", "a motion needs two pairs at least", {"field": "pairs"}
+            )
+        if self.plan0 is not None and ((self.plan0.facts.low or 0.0) < 0):
+            raise PydanticCustomError(
+                "validation", "a plan is not negative; the smallest entry is {low}",
+                {"field": "plan0", "low": self.plan0.facts.low},
+            )  # fmt: skip
+        return self
 
 
 class Start(Strict):

@@ -147,6 +147,30 @@ def test_pairs_fix_the_motion():
     assert partial.mass_moved == pytest.approx(0.9, abs=ROUNDING)
 
 
+def test_a_plan_is_where_the_descent_begins():
+    target = moved(SOURCE, 90.0)
+    for mass in (None, 0.8):
+        answer = align(SOURCE, target, plan0=torch.eye(80).double(), mass=mass, effort="fast")
+        assert answer.starts[0].name == "plan"
+        assert torch.equal(answer.plan.rows, answer.plan.cols)
+        assert float(answer.value) < ROUNDING
+        assert answer.rotation_degrees == pytest.approx(90, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("plan", "said"),
+    [
+        (torch.eye(79).double(), "the files have"),
+        (-torch.eye(80).double(), "negative"),
+        (torch.zeros(80, 80).double(), "needs mass"),
+    ],
+)
+def test_plans_that_nothing_begins_from(plan, said):
+    with pytest.raises(IllPosed, match=said) as caught:
+        align(SOURCE, SOURCE, plan0=plan)
+    assert caught.value.field == "plan0"
+
+
 @pytest.mark.parametrize(
     ("pairs", "said"),
     [

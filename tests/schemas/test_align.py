@@ -1,0 +1,46 @@
+"""What an alignment may begin from: refused before the queue where it cannot."""
+
+import pytest
+from pydantic import ValidationError
+
+from schemas.arrays import Shelf
+from schemas.samples import samples
+from schemas.spatial.align import EXAMPLE, AlignRequest
+
+FACTS = {
+    "kind": "h5ad",
+    "arrays": {"obsm/spatial": [80, 2], "obsm/tissue": [80, 2]},
+    "obs_columns": ["domain"],
+}
+PAIRS = [[0, 1], [5, 7]]
+
+
+def asked(**fields):
+    shelf = Shelf(datasets=dict.fromkeys(samples(), FACTS))
+    return AlignRequest.model_validate({**EXAMPLE, **fields}, context={"shelf": shelf})
+
+
+@pytest.mark.parametrize("mass", [None, "auto", 1, 0.25])
+def test_masses(mass):
+    assert asked(mass=mass).mass == mass
+
+
+def test_pairs_and_plans():
+    assert asked(pairs=PAIRS).pairs.shape == [2, 2]
+    assert asked(plan0=[[1.0, 0.0]]).plan0.shape == [1, 2]
+
+
+@pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"pairs": PAIRS, "plan0": [[1.0]]}, "instead of pairs"),
+        ({"pairs": [[0, 1], [-3, 2]]}, "the smallest is -3"),
+        ({"pairs": [[0, 1]]}, "two pairs at least"),
+        ({"plan0": [[0.5, -0.5]]}, "the smallest entry is -0.5"),
+        ({"mass": 0.0}, "greater than 0"),
+        ({"mass": "most"}, "'auto'"),
+    ],
+)
+def test_refused(fields, said):
+    with pytest.raises(ValidationError, match=said):
+        asked(**fields)
