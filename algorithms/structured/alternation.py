@@ -22,6 +22,8 @@ TURNS, MOVES = 6, 1e-3
 ROUGH, ROUGH_SWEEPS = 1e-4, 500
 # Turns of starts between vertices: they end at a fixed point, after five or so.
 VERTEX_TURNS = 50
+# A map below this share of the size of cross moments has vanished.
+COLLAPSED = 1e-6
 # Plans of fixed points that differ by less than this share of the mass, in total variation, are
 # one mode.
 APART = 0.1
@@ -79,14 +81,17 @@ def annealed(p: Problem, M: Float[Tensor, "S e d"], how: How) -> Float[Tensor, "
 def settled(p: Problem, M: Float[Tensor, "e d"], how: How, tol: float, max_iter: int) -> Ended:
     """Take turns with one map until it is at rest: until it moves by less than a share `tol`."""
     history: list[float] = []
+    vanished = COLLAPSED * (0.0 if p.penalty.bounded else p.spread() ** 0.5)
 
     def once(M: Tensor, f0: Tensor | None) -> tuple[Tensor, Coupled, float]:
         seen = coupled(p, M[None], how, f0)
         new = p.best_map(seen.G)
+        if float(torch.linalg.matrix_norm(new)) <= vanished:
+            new = torch.zeros_like(new)  # which it nears by a constant factor each turn, for ever
         history.append(float(objective(p, new, seen)))
         moved = float(torch.linalg.matrix_norm(new[0] - M))
         size = float(torch.linalg.matrix_norm(new[0]))
-        return new[0], seen, moved / size if size > 0 else 0.0 if moved == 0 else 1.0
+        return new[0], seen, moved / size if size > 0 else 0.0
 
     first = once(M, None)
     (end, seen, _), stop = iterate(

@@ -11,15 +11,13 @@ from torch import Tensor
 from algorithms.errors import IllPosed
 from algorithms.matching_scores import foscttm, label_transfer_accuracy, plan_label_accuracy
 from algorithms.structured import search
-from algorithms.structured.alternation import fixed_point_residual
+from algorithms.structured.alternation import COLLAPSED, fixed_point_residual
 from algorithms.structured.couplings import How
 from algorithms.structured.problem import Problem, divergence
 from algorithms.structured.question import Question
 from algorithms.structured.readings import Seen, gromov_value, read
 from algorithms.structured.verdicts import verdicts
 
-# A map below this share of the size of cross moments has vanished.
-COLLAPSED = 1e-6
 # Singular values below this share of the largest are rounding.
 NEGLIGIBLE = 1e-10
 # Axes whose signs tell modes apart.

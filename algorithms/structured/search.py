@@ -22,7 +22,7 @@ from algorithms.structured.starts import Starts, designed, drawn
 # Starts are compared between at most so many points of each side, drawn once.
 SAMPLED = 500
 # Random starts between vertices: as many as take about as long as one annealed run, within bounds.
-VERTEX_ROOM, FEWEST, MOST = 2_000_000, 8, 256
+VERTEX_ROOM, FEWEST, MOST = 500_000, 8, 256
 ANNEALED_STARTS = 8
 # Values this close, relatively, are one value.
 SAME_VALUE = 1e-6

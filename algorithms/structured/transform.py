@@ -76,7 +76,8 @@ def transform(
     `c(x, y) = -alpha <M x, y> + (1 - alpha) C` is the cost of `structured.match`, between points
     prepared as there; g is its target potential. At the points of the match the weights are the
     rows of its plan, divided by their sums. For epsilon 0 all weight is at the largest
-    `g_j - c(x, y_j)`. Any annotation of the targets is averaged with the same weights.
+    `g_j - c(x, y_j)`; the points of an exact match lie where several are equally large, and its own
+    `images` say where they go. Any annotation of the targets is averaged with the same weights.
 
     Shapes: points (k, d), y (m, e), map (e, d), g (m,), b (m,), center_x and scale_x (d,),
     center_y and scale_y (e,), points_shared (k, q), y_shared (m, q), annotations (m, c),
