@@ -50,6 +50,11 @@ class Differentiable:
 
 
 @dataclass(frozen=True)
+class Whole:
+    """Mark an array of whole numbers in a nested question: it reaches the mathematics as int64."""
+
+
+@dataclass(frozen=True)
 class Shelf:
     """What is at hand while one request is validated: what the store knows and what just came.
 

@@ -1,7 +1,7 @@
 """Every routine of the service, one line each."""
 
 from schemas.routine import Routine
-from schemas.spatial import align, multiomics, stack
+from schemas.spatial import align, multiomics, stack, transfer
 from schemas.structured import match, transform
 from schemas.transport import (
     barycenter,
@@ -29,6 +29,9 @@ ROUTINES: dict[str, Routine] = {
             multiomics.EXAMPLE,
         ),
         Routine("spatial.stack", stack.StackRequest, stack.StackResult, stack.EXAMPLE),
+        Routine(
+            "spatial.transfer", transfer.TransferRequest, transfer.TransferResult, transfer.EXAMPLE
+        ),
         Routine("structured.match", match.MatchRequest, match.MatchResult, match.EXAMPLE),
         Routine(
             "structured.transform",

@@ -4,12 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from schemas.arrays import ArrayRef, Dims, Strict
+from schemas.arrays import ArrayRef, Dims, Strict, Whole
 
 
 class SparsePlan(Strict):
     """A coupling by its non-zero entries: `mass[t]` travels from `rows[t]` to `cols[t]`."""
 
-    rows: Annotated[ArrayRef, Dims("nnz")] = Field(description="Source indices, from 0.")
-    cols: Annotated[ArrayRef, Dims("nnz")] = Field(description="Target indices, from 0.")
+    rows: Annotated[ArrayRef, Dims("nnz"), Whole()] = Field(description="Source indices, from 0.")
+    cols: Annotated[ArrayRef, Dims("nnz"), Whole()] = Field(description="Target indices, from 0.")
     mass: Annotated[ArrayRef, Dims("nnz")] = Field(description="Mass that travels, > 0.")

@@ -19,7 +19,7 @@ import torch
 from pydantic import BaseModel
 
 from algorithms.iterate import Stop, Watch
-from schemas.arrays import PLAIN, ArrayRef, Request
+from schemas.arrays import PLAIN, ArrayRef, Request, Whole, markers
 from schemas.datasets import Selection
 from schemas.facts import Facts, Stored, stored, stored_each
 from schemas.routine import Routine
@@ -80,6 +80,13 @@ def _names(kind: type[Any]) -> tuple[str, ...]:
     return tuple(field.name for field in dataclasses.fields(kind))
 
 
+@cache
+def _whole(model: type[BaseModel]) -> frozenset[str]:
+    """List the fields of a model that hold whole numbers."""
+    fields = model.model_fields.items()
+    return frozenset(n for n, i in fields if markers(i.metadata, i.annotation, Whole))
+
+
 def brought(arrays: Mapping[str, Stored], place: Place) -> dict[str, torch.Tensor]:
     """Bring many arrays to a device, those of one shape and element type in one piece."""
     alike = defaultdict[Hashable, list[Stored]](list)
@@ -122,7 +129,11 @@ class Binder:
             return self.load(value, path)
         if isinstance(value, BaseModel):
             kind = mirror(type(value))
-            return kind(**{n: self._value(getattr(value, n), f"{path}.{n}") for n in _names(kind)})
+            bound = {n: self._value(getattr(value, n), f"{path}.{n}") for n in _names(kind)}
+            for name in _whole(type(value)):
+                array = self.arrays[getattr(value, name).digest].array
+                bound[name] = torch.tensor(array, device=self.place.device).long()
+            return kind(**bound)
         if isinstance(value, list):
             return tuple(self._value(item, f"{path}.{i}") for i, item in enumerate(value))
         return value
