@@ -1,7 +1,7 @@
 """Every routine of the service, one line each."""
 
 from schemas.routine import Routine
-from schemas.spatial import align, multiomics, stack, transfer
+from schemas.spatial import align, center, multiomics, stack, transfer
 from schemas.structured import match, transform
 from schemas.transport import (
     barycenter,
@@ -28,6 +28,7 @@ ROUTINES: dict[str, Routine] = {
             multiomics.MultiomicsResult,
             multiomics.EXAMPLE,
         ),
+        Routine("spatial.center", center.CenterRequest, center.CenterResult, center.EXAMPLE),
         Routine("spatial.stack", stack.StackRequest, stack.StackResult, stack.EXAMPLE),
         Routine(
             "spatial.transfer", transfer.TransferRequest, transfer.TransferResult, transfer.EXAMPLE
