@@ -38,8 +38,8 @@ def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
 def _map(figure: Figure, axes: Axes, M: NDArray[Any]) -> None:
     size = float(np.abs(M).max()) or 1.0
     image = axes.imshow(M, cmap=SIGNED, vmin=-size, vmax=size, aspect="auto", interpolation="none")
-    bar = figure.colorbar(image, ax=axes, location="bottom", shrink=0.8)
-    bar.set_label("entry of the map (units of y over units of x, times q)", fontsize=9)
+    bar = figure.colorbar(image, ax=axes, location="right")
+    bar.set_label("entry of the map (units of x times y, over q)", fontsize=9)
     zeros = 100 * float((M == 0).mean())
     axes.set_title(f"map M, {zeros:.1f} % zeros", fontsize=11)
     axes.set_xlabel("source feature", fontsize=9)
