@@ -37,7 +37,7 @@ def reached(plan: Any, Dx: Tensor, Dy: Tensor, target: Tensor) -> dict[str, floa
     from algorithms.quadratic.objective import Pair
     from algorithms.spaces import Relations
 
-    P = torch.as_tensor(np.array(plan), dtype=torch.float64)
+    P = torch.as_tensor(plan, dtype=torch.float64)
     a, b = (torch.full((size,), 1 / size, dtype=torch.float64) for size in P.shape)
     off = float((P.sum(1) - a).abs().sum() + (P.sum(0) - b).abs().sum())
     P = round_plan(P, a, b)

@@ -114,7 +114,10 @@ class TransferResult(Result):
     label_scores: Annotated[ArrayRef, Dims("m l")] | None = Field(
         description="Share of a spot's mass that comes from each label; null without labels."
     )
-    labels: list[str] | None = Field(description="Label of the highest score, or `unmatched`.")
+    labels: list[str] | None = Field(
+        description="Label of the highest score; `unmatched` where `received` is below 1/2 or all of "
+        "the mass is unlabelled."
+    )
     confidence: Annotated[ArrayRef, Dims("m")] | None = Field(description="The highest score.")
     entropy: Annotated[ArrayRef, Dims("m")] | None = Field(
         description="Entropy of the scores in nats: 0 is certain."

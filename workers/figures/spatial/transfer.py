@@ -13,18 +13,19 @@ from workers.figures.spatial.multiomics import COLOURS, MARKERS
 from workers.figures.style import GREY, plane, sheet
 
 Places = NDArray[np.float64]
-UNMATCHED = "unmatched"
+UNMATCHED, RECEIVED = "unmatched", 0.5
 WRITTEN = 8  # tables of at most so many labels have their numbers written in
 
 
 def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
     """Draw the labels and their confidence, the transition table, and the first gene carried."""
     places = question["target"].coordinates.numpy()
-    size = marker_size(2 * len(places))
+    size = marker_size(len(places))
     labelled, table, carried = (answer[key] for key in ("labels", "transition", "imputation"))
     panels = 1 + (labelled is not None) + (table is not None) + (carried is not None)
-    figure = sheet(5.4 * panels, 5.8)
-    axes = list(np.atleast_1d(np.asarray(figure.subplots(1, panels))))
+    columns, lines = (1, 1) if panels == 1 else (2, (panels + 1) // 2)
+    figure = sheet(5.4 * columns, 6.0 * lines)
+    axes = [figure.add_subplot(lines, columns, k + 1) for k in range(panels)]
     if labelled is not None:
         _labels(axes.pop(0), places, list(labelled), list(answer["names"]), size)
         sure = np.asarray(answer["confidence"], float)
@@ -92,8 +93,12 @@ def _transition(axes: Axes, figure: Figure, table: Mapping[str, Any]) -> None:
 
 
 def _caption(answer: Mapping[str, Any]) -> str:
-    received = np.asarray(answer["received"], float)
-    words = [f"{int((received < 0.5).sum())} of {len(received)} target spots unmatched"]
+    if answer["labels"] is not None:
+        left, whole = list(answer["labels"]).count(UNMATCHED), len(answer["labels"])
+    else:
+        received = np.asarray(answer["received"], float)
+        left, whole = int((received < RECEIVED).sum()), len(received)
+    words = [f"{left} of {whole} target spots unmatched"]
     seen = answer["agreement"]
     if seen["accuracy"] is not None:
         words.append(f"label accuracy {seen['accuracy']:.3f}")
