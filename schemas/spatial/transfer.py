@@ -115,8 +115,8 @@ class TransferResult(Result):
         description="Share of a spot's mass that comes from each label; null without labels."
     )
     labels: list[str] | None = Field(
-        description="Label of the highest score; `unmatched` where `received` is below 1/2 or all of "
-        "the mass is unlabelled."
+        description="Label of the highest score; `unmatched` where `received` is below 1/2 or "
+        "all of the mass is unlabelled."
     )
     confidence: Annotated[ArrayRef, Dims("m")] | None = Field(description="The highest score.")
     entropy: Annotated[ArrayRef, Dims("m")] | None = Field(
