@@ -226,7 +226,7 @@ def align(
         search = _Search(init, effort, allow_reflection, guide, plan)
         if mass is None:
             found = _searched(pair, errand, search)
-            matching = _whole(found.best(allow_reflection), pair)
+            matching = _whole(found.best(allow_reflection), pair, errand)
         else:
             found, matching = _partial(pair, errand, search, None if mass == "auto" else mass)
         if matching.stop.status != "interrupted" and not errand.go_on():
@@ -331,11 +331,11 @@ def _searched(pair: Pair, errand: Errand, search: _Search) -> Found:
     return polished(pair, errand, found, best, JITTER_LARGE if large else JITTER)
 
 
-def _whole(winner: Candidate, pair: Pair) -> Matching:
+def _whole(winner: Candidate, pair: Pair, errand: Errand) -> Matching:
     """Stand at a balanced plan, with the gap that proves it stationary."""
     P, stop = winner.state.P, winner.stop
     gap = None
-    if stop.status != "interrupted":
+    if stop.status != "interrupted" and errand.go_on():
         gap = frank_wolfe_gap(pair.problem, from_plan(pair.problem, P))
     return Matching(P, float(winner.state.value), 1.0, stop, gap)
 
@@ -355,7 +355,7 @@ def _partial(
     matching = matched(rough, errand, begun, mass)
     if matching.mass == 1.0:
         found = _searched(pair, errand, search)
-        whole = _whole(found.best(search.allow_reflection), pair)
+        whole = _whole(found.best(search.allow_reflection), pair, errand)
         return found, replace(whole, curve=matching.curve)
     if large:
         motion = procrustes(matching.P, rough.z, rough.y, allow_reflection=best.mirrored)
