@@ -141,7 +141,7 @@ def valued(P: Any, x: Tensor, y: Tensor) -> dict[str, float]:
     from algorithms.entropic.rounding import round_plan
 
     a, b = (torch.full((len(z),), 1 / len(z), dtype=torch.float64) for z in (x, y))
-    plan = round_plan(torch.as_tensor(np.array(P), dtype=torch.float64), a, b)
+    plan = round_plan(torch.as_tensor(P, dtype=torch.float64), a, b)
     X, Y = x - x.mean(0), y - y.mean(0)
     own = float((X.T @ X / len(x)).square().sum() + (Y.T @ Y / len(y)).square().sum())
     return {"value": own - 2 * float((Y.T @ plan.T @ X).square().sum())}
