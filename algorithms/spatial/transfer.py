@@ -153,7 +153,7 @@ def transfer(
         matched = (received >= RECEIVED) & (scores.sum(1) > 0)
         winner = torch.where(matched, winner, -1)
         labels = tuple(UNMATCHED if k < 0 else names[k] for k in winner.tolist())
-        confidence, entropy = scores.amax(1), -torch.xlogy(scores, scores).sum(1)
+        confidence, entropy = scores.amax(1), 0.0 - torch.xlogy(scores, scores).sum(1)
         transition = _transition(rows, cols, mass, codes, names, target)
         agreement = _agreement(rows, cols, mass, codes, winner, labels, names, target)
     imputation = _imputed(source, target, rows, cols, mass, q, tuple(genes)) if genes else None
