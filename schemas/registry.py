@@ -1,7 +1,7 @@
 """Every routine of the service, one line each."""
 
 from schemas.routine import Routine
-from schemas.spatial import align, center, multiomics, stack, transfer
+from schemas.spatial import align, center, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
 from schemas.transport import (
     barycenter,
@@ -33,6 +33,7 @@ ROUTINES: dict[str, Routine] = {
         Routine(
             "spatial.transfer", transfer.TransferRequest, transfer.TransferResult, transfer.EXAMPLE
         ),
+        Routine("spatial.warp", warp.WarpRequest, warp.WarpResult, warp.EXAMPLE),
         Routine("structured.match", match.MatchRequest, match.MatchResult, match.EXAMPLE),
         Routine(
             "structured.transform",
