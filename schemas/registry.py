@@ -22,13 +22,13 @@ ROUTINES: dict[str, Routine] = {
     routine.name: routine
     for routine in (
         Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE, version="2"),
+        Routine("spatial.center", center.CenterRequest, center.CenterResult, center.EXAMPLE),
         Routine(
             "spatial.multiomics",
             multiomics.MultiomicsRequest,
             multiomics.MultiomicsResult,
             multiomics.EXAMPLE,
         ),
-        Routine("spatial.center", center.CenterRequest, center.CenterResult, center.EXAMPLE),
         Routine("spatial.stack", stack.StackRequest, stack.StackResult, stack.EXAMPLE),
         Routine(
             "spatial.transfer", transfer.TransferRequest, transfer.TransferResult, transfer.EXAMPLE
