@@ -9,7 +9,7 @@ from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
 from schemas.samples import sample
 from schemas.sparse import SparsePlan
 from schemas.spatial.expression import Expression
-from schemas.spatial.slice import Slice
+from schemas.spatial.slice import Slice, aligning
 
 
 class AlignRequest(Request):
@@ -80,6 +80,10 @@ class AlignRequest(Request):
                 {"field": "plan0", "low": self.plan0.facts.low},
             )  # fmt: skip
         return self
+
+    def footprint(self) -> int:
+        """Count the matrices of all pairs of spots."""
+        return super().footprint() + aligning(self.source.spots, self.target.spots)
 
 
 class Start(Strict):

@@ -9,7 +9,7 @@ from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
 from schemas.samples import sample
 from schemas.sparse import SparsePlan
 from schemas.spatial.expression import Expression
-from schemas.spatial.slice import Slice
+from schemas.spatial.slice import Slice, aligning
 
 
 class CenterRequest(Request):
@@ -65,6 +65,11 @@ class CenterRequest(Request):
                 {"field": "expression.dissimilarity", "got": self.expression.dissimilarity},
             )  # fmt: skip
         return self
+
+    def footprint(self) -> int:
+        """Count the matrices of the largest pair, and a plan for each slice."""
+        largest = max(one.spots for one in self.slices)
+        return aligning(largest, largest) + 8 * largest * sum(one.spots for one in self.slices)
 
 
 class Part(Strict):

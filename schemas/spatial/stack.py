@@ -9,7 +9,7 @@ from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
 from schemas.samples import sample
 from schemas.sparse import SparsePlan
 from schemas.spatial.expression import Expression
-from schemas.spatial.slice import Slice
+from schemas.spatial.slice import Slice, aligning
 
 
 class StackRequest(Request):
@@ -68,6 +68,10 @@ class StackRequest(Request):
                 {"field": "reference", "got": self.reference, "count": len(self.slices)},
             )  # fmt: skip
         return self
+
+    def footprint(self) -> int:
+        """Count the matrices of the largest pair; plans are kept sparse."""
+        return aligning(*sorted(one.spots for one in self.slices)[-2:])
 
 
 class Placed(Strict):

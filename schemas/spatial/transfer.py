@@ -10,7 +10,6 @@ from schemas.samples import sample
 from schemas.sparse import SparsePlan
 from schemas.spatial.slice import Slice
 
-INTEGERS = ("int64", "int32", "uint8")
 LARGEST_MASS = 1e150
 
 
@@ -41,12 +40,6 @@ class TransferRequest(Request):
 
     @model_validator(mode="after")
     def _plan(self) -> "TransferRequest":
-        for name, at in (("rows", self.plan.rows), ("cols", self.plan.cols)):
-            if at.dtype not in INTEGERS or (at.facts.low or 0) < 0:
-                raise PydanticCustomError(
-                    "validation", "indices are whole numbers from 0, received {dtype} from {low}",
-                    {"field": f"plan.{name}", "dtype": at.dtype, "low": at.facts.low},
-                )  # fmt: skip
         facts = self.plan.mass.facts
         if (facts.low or 0.0) < 0 or not facts.total or facts.total > LARGEST_MASS:
             raise PydanticCustomError(

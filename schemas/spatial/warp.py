@@ -9,9 +9,10 @@ from schemas.arrays import ArrayRef, Dims, Request, Result, Strict
 from schemas.samples import sample
 from schemas.sparse import SparsePlan
 from schemas.spatial.expression import Expression
-from schemas.spatial.slice import Slice
+from schemas.spatial.slice import Slice, aligning
 
 LARGEST_MASS = 1e150
+SPLINE = 6000  # spots that the spline is laid through at most
 
 
 class WarpRequest(Request):
@@ -67,13 +68,13 @@ class WarpRequest(Request):
                 "sum {total}",
                 {"field": "plan.mass", "low": facts.low, "total": facts.total},
             )  # fmt: skip
-        for name, at in (("rows", self.plan.rows), ("cols", self.plan.cols)):
-            if (at.facts.low or 0) < 0:
-                raise PydanticCustomError(
-                    "validation", "indices count from 0, received {low}",
-                    {"field": f"plan.{name}", "low": at.facts.low},
-                )  # fmt: skip
         return self
+
+    def footprint(self) -> int:
+        """Count the matrix of the spline, and those of an alignment where no plan is given."""
+        spline = 8 * 4 * min(self.source.spots, SPLINE) ** 2
+        aligned = aligning(self.source.spots, self.target.spots) if self.plan is None else 0
+        return super().footprint() + spline + aligned
 
 
 class Certificate(Strict):

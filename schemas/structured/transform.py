@@ -82,7 +82,7 @@ class TransformRequest(Request):
 
     def footprint(self) -> int:
         """Count the inputs, and blocks of weights."""
-        return 2 * super().footprint() + 8 * 4 * (1 << 22) + 8 * len(self.g.shape)
+        return 2 * super().footprint() + 8 * 4 * (1 << 22) + 8 * self.g.shape[0]
 
 
 def _refused(field: str, text: str) -> PydanticCustomError:

@@ -5,6 +5,7 @@ from pydantic import ValidationError
 
 from schemas.arrays import Shelf
 from schemas.samples import samples
+from schemas.sparse import SparsePlan
 from schemas.spatial.align import EXAMPLE, AlignRequest
 
 FACTS = {
@@ -15,8 +16,8 @@ FACTS = {
 PAIRS = [[0, 1], [5, 7]]
 
 
-def asked(**fields):
-    shelf = Shelf(datasets=dict.fromkeys(samples(), FACTS))
+def asked(spots=80, **fields):
+    shelf = Shelf(datasets=dict.fromkeys(samples(), FACTS | {"obs": spots}))
     return AlignRequest.model_validate({**EXAMPLE, **fields}, context={"shelf": shelf})
 
 
@@ -44,3 +45,17 @@ def test_pairs_and_plans():
 def test_refused(fields, said):
     with pytest.raises(ValidationError, match=said):
         asked(**fields)
+
+
+def test_memory_is_that_of_matrices_of_all_pairs():
+    matrix = 8 * 50_000**2
+    assert 12 * matrix < asked(50_000).footprint() < 20 * matrix
+    assert asked(80).footprint() < 1 << 22
+
+
+@pytest.mark.parametrize("rows", [[0.0, 1.0], [-1, 0]])
+def test_a_plan_counts_rows_by_whole_numbers_from_0(rows):
+    plan = {"rows": rows, "cols": [0, 1], "mass": [0.5, 0.5]}
+    with pytest.raises(ValidationError, match="whole numbers from 0") as refused:
+        SparsePlan.model_validate(plan)
+    assert refused.value.errors()[0]["ctx"]["field"] == "rows"
