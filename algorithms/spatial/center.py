@@ -31,7 +31,7 @@ from algorithms.spatial.slice import Slice
 from algorithms.spatial.starts import shared
 
 # Multiplicative updates of the first factors, and of each round: these go on from the last.
-FIRST_UPDATES, UPDATES = 100, 20
+FIRST_UPDATES, UPDATES = 200, 50
 # A descent of a round ends when a step gains less; it goes on in the next round.
 STEP_TOL, STEPS = 1e-7, 50
 
@@ -108,7 +108,7 @@ def center(
     alpha: float = 0.1,
     expression: Expression = AS_COUNTS,
     scale: Literal["auto", "pitch", "none"] = "auto",
-    tol: float = 1e-3,
+    tol: float = 3e-4,
     max_iter: int = 30,
     generator: torch.Generator,
     watch: Watch = unwatched,

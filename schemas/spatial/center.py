@@ -40,7 +40,7 @@ class CenterRequest(Request):
         "slice by its median spacing, auto is none when all spacings lie in [1/2, 2].",
     )
     tol: float = Field(
-        1e-3, gt=0, lt=1, description="Stop when a round lowers the objective by a smaller share."
+        3e-4, gt=0, lt=1, description="Stop when a round lowers the objective by a smaller share."
     )
     max_iter: int = Field(30, ge=1, le=10_000, description="Rounds of plans and factors.")
 
