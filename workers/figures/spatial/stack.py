@@ -62,7 +62,9 @@ def _bars(axes: Axes, answer: Mapping[str, Any]) -> None:
     axes.set_yticks(height, [f"{pair['source']} to {pair['target']}" for pair in pairs])
     axes.set_ylim(max(len(pairs), 4) - 0.5, -0.5)
     axes.margins(x=0.2)
-    axes.set_xlabel("distance of matched spots (pitches); figure: objective", fontsize=9)
+    axes.set_xlabel(
+        "distance of matched spots (pitches)\nbeside each bar: its objective", fontsize=9
+    )
     axes.set_ylabel("pair of slices", fontsize=9)
     axes.set_title("alignments", fontsize=11)
     axes.tick_params(labelsize=8)
