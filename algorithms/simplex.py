@@ -1,6 +1,7 @@
 """Vertices of the transport polytope: the one door to POT's compiled network simplex."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -106,26 +107,18 @@ def network_simplex(
     p, q = _in_grains(a / a.sum(), b / b.sum())
     low, unit = _range(cost)
     reduced = (cost - low) / unit
-    answer = None
+    duals = None
     if warm is not None:
         duals = (_float64(warm[0]) - low) / unit, _float64(warm[1]) / unit
-        answer = _solve(p, q, reduced, duals, max_iter)
-    if answer is None or _flaw(answer, p, q, reduced):
-        # duals of too far a problem cost one more solve, never the answer
-        answer = _solve(p, q, reduced, None, max_iter)
-    if flaw := _flaw(answer, p, q, reduced):
-        raise ArithmeticError(f"the network simplex failed on checked input: {flaw}")
-    P, f, g = answer[:3]
-    flat = np.flatnonzero(P)  # (n, m) -> (nnz,)
-    mass = P.ravel()[flat] * a.sum()
-    rows, cols = np.divmod(flat, len(q))
+    answer = _kept_to_its_word(lambda d: _solve(p, q, reduced, d, max_iter), p, q, duals)
+    mass = answer.mass * a.sum()
     return Vertex(
-        torch.from_numpy(rows),
-        torch.from_numpy(cols),
+        torch.from_numpy(answer.rows),
+        torch.from_numpy(answer.cols),
         torch.from_numpy(mass),
-        torch.from_numpy(f * unit + low),
-        torch.from_numpy(g * unit),
-        torch.tensor(mass @ cost.ravel()[flat], dtype=torch.float64),
+        torch.from_numpy(answer.f * unit + low),
+        torch.from_numpy(answer.g * unit),
+        torch.tensor(mass @ cost[answer.rows, answer.cols], dtype=torch.float64),
     )
 
 
@@ -169,16 +162,12 @@ def sparse_network_simplex(
     p, q = _in_grains(a / a.sum(), b / b.sum())
     low, unit = _range(cost)
     reduced = (cost - low) / unit
-    answer = None
+    duals = None
     if warm is not None:
         duals = (_float64(warm[0]) - low) / unit, _float64(warm[1]) / unit
-        answer = _solve_on(p, q, rows, cols, reduced, duals, max_iter)
-    if answer is None or _flaw_on(answer, p, q):
-        answer = _solve_on(p, q, rows, cols, reduced, None, max_iter)
-    if answer.code == _INFEASIBLE:
-        raise NoFlow(f"{len(cost)} arcs between {len(a)} and {len(b)} points carry no flow")
-    if flaw := _flaw_on(answer, p, q):
-        raise ArithmeticError(f"the network simplex failed on checked input: {flaw}")
+    answer = _kept_to_its_word(
+        lambda d: _solve_on(p, q, rows, cols, reduced, d, max_iter), p, q, duals
+    )
     mass = answer.mass * a.sum()
     order = np.lexsort((answer.cols, answer.rows))
     value = answer.cost * unit + low
@@ -194,7 +183,7 @@ def sparse_network_simplex(
 
 @dataclass(frozen=True)
 class _Flow:
-    """What the compiled solver answers on a list of arcs."""
+    """What the compiled solver answers: arcs that carry mass, potentials, its code."""
 
     rows: NDArray[np.int64]
     cols: NDArray[np.int64]
@@ -217,6 +206,8 @@ def _solve_on(
     ends = rows.astype(np.uint64), cols.astype(np.uint64)
     found = emd_c_sparse(p, q, *ends, cost, max_iter, *(duals or (None, None)))
     i, j, mass, total, f, g, code = found
+    if code == _INFEASIBLE and duals is None:
+        raise NoFlow(f"{len(cost)} arcs between {len(p)} and {len(q)} points carry no flow")
     if code == _PIVOTS_SPENT:
         raise NotOptimal(max_iter)
     some = mass > 0
@@ -225,47 +216,55 @@ def _solve_on(
     )
 
 
-def _flaw_on(answer: _Flow, p: Array, q: Array) -> str:
-    """Hold the solver to its word on arcs as well."""
-    off = np.abs(np.bincount(answer.rows, answer.mass, len(p)) - p).sum()
-    off += np.abs(np.bincount(answer.cols, answer.mass, len(q)) - q).sum()
-    return _doubt(answer.code, float(off), float(answer.cost - p @ answer.f - q @ answer.g))
-
-
-def _solve(
-    p: Array, q: Array, C: Array, duals: tuple[Array, Array] | None, max_iter: int
-) -> tuple[Array, Array, Array, int]:
+def _solve(p: Array, q: Array, C: Array, duals: tuple[Array, Array] | None, max_iter: int) -> _Flow:
     """Call the compiled solver on the rows and columns that carry mass; fill in the absent."""
-    alive = np.ix_(np.flatnonzero(p), np.flatnonzero(q))
-    rows, cols = alive[0].ravel(), alive[1].ravel()
+    rows, cols = np.flatnonzero(p), np.flatnonzero(q)
     whole = len(rows) == len(p) and len(cols) == len(q)
     f, g = (None, None) if duals is None else (duals[0][rows], duals[1][cols])
-    P, _, f, g, code = emd_c(p[rows], q[cols], C if whole else C[alive], max_iter, 1, f, g)
+    among = C if whole else C[np.ix_(rows, cols)]
+    P, _, f, g, code = emd_c(p[rows], q[cols], among, max_iter, 1, f, g)
     if code == _PIVOTS_SPENT:
         raise NotOptimal(max_iter)
+    flat = np.flatnonzero(P)  # (n', m') -> (nnz,)
+    mass = P.ravel()[flat]
+    i, j = np.divmod(flat, len(cols))
+    cost = float(mass @ among.ravel()[flat])
     if whole:
-        return P, f, g, code
-    spread = np.zeros_like(C)
-    spread[alive] = P
+        return _Flow(i, j, mass, cost, f, g, code)
     # c-transforms, first of the absent rows, then of the absent columns: f (+) g <= C everywhere
     f_all = (C[:, cols] - g).min(1)  # (n, m') -> (n,)
     f_all[rows] = f
     g_all = (C - f_all[:, None]).min(0)  # (n, m) -> (m,)
     g_all[cols] = g
-    return spread, f_all, g_all, code
+    return _Flow(rows[i], cols[j], mass, cost, f_all, g_all, code)
 
 
-def _flaw(answer: tuple[Array, Array, Array, int], p: Array, q: Array, C: Array) -> str:
+def _kept_to_its_word(
+    solve: Callable[[tuple[Array, Array] | None], _Flow],
+    p: Array,
+    q: Array,
+    duals: tuple[Array, Array] | None,
+) -> _Flow:
+    """Solve, from duals first where they are given, and believe no answer without a check.
+
+    Duals of too far a problem cost one more solve, never the answer.
+    """
+    if duals is not None and not _flaw(answer := solve(duals), p, q):
+        return answer
+    answer = solve(None)
+    if flaw := _flaw(answer, p, q):
+        raise ArithmeticError(f"the network simplex failed on checked input: {flaw}")
+    return answer
+
+
+def _flaw(answer: _Flow, p: Array, q: Array) -> str:
     """Hold the solver to its word: its code, both marginals, and strong duality."""
-    P, f, g, code = answer
-    off = np.abs(P.sum(1) - p).sum() + np.abs(P.sum(0) - q).sum()
-    return _doubt(code, float(off), float(np.vdot(P, C) - p @ f - q @ g))
-
-
-def _doubt(code: int, off: float, gap: float) -> str:
-    if code == _OPTIMAL and off <= SUM_ROUNDING and abs(gap) <= SUM_ROUNDING:
+    off = np.abs(np.bincount(answer.rows, answer.mass, len(p)) - p).sum()
+    off += np.abs(np.bincount(answer.cols, answer.mass, len(q)) - q).sum()
+    gap = answer.cost - p @ answer.f - q @ answer.g
+    if answer.code == _OPTIMAL and off <= SUM_ROUNDING and abs(gap) <= SUM_ROUNDING:
         return ""
-    return f"code {code}, marginals off by {off:.1e}, duality by {gap:.1e}"
+    return f"code {answer.code}, marginals off by {off:.1e}, duality by {gap:.1e}"
 
 
 def _float64(x: Numbers) -> Array:
