@@ -1,0 +1,1 @@
+"""The k largest of each row, relaxed: sparse, exact, differentiable."""

@@ -1,0 +1,1 @@
+"""What is asked of the k largest of each row, relaxed."""
