@@ -1,7 +1,7 @@
 """Read what questions select from uploaded files."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,15 @@ import pandas as pd
 import torch
 from scipy.sparse import csr_matrix
 
+import schemas.spatial.cells
 import schemas.spatial.slice
 from algorithms.errors import IllPosed
+from algorithms.spatial.cells import Cells
 from algorithms.spatial.slice import Slice
 from schemas.datasets import Selection
+from schemas.spatial.counts import Counts
+
+PLANE = (0, 1)
 
 
 def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Slice:
@@ -23,25 +28,10 @@ def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Sl
     Raises:
         IllPosed: when names are not unique, a batch is unknown or counts are not finite.
     """
-    data = read_h5ad(raw, f"{field}.dataset")
-    rows = np.arange(data.n_obs)
-    if asked.batch_key is not None:
-        batches = data.obs[asked.batch_key].astype(str)
-        if asked.batch not in set(batches):
-            known = ", ".join(sorted(set(batches))[:20])
-            raise IllPosed(f"{field}.batch", f"no batch {asked.batch}; there are {known}")
-        rows = np.flatnonzero(batches == asked.batch)
-        data = data[rows]
-    for names, what, call in (
-        (data.var_names, "gene", "var_names_make_unique"),
-        (data.obs_names, "spot", "obs_names_make_unique"),
-    ):
-        if not names.is_unique:
-            twice = names[names.duplicated()][0]
-            raise IllPosed(f"{field}.dataset", f"{what} name {twice} occurs twice; call {call}()")
+    data, rows = _rows(asked, raw, field)
     return Slice(
         counts=_counts(data, asked.layer, field),
-        coordinates=_plane(data, asked.spatial_key, f"{field}.spatial_key"),
+        coordinates=_plane(data, asked.spatial_key, f"{field}.spatial_key", asked.spatial_axes),
         genes=tuple(map(str, data.var_names)),
         ids=tuple(map(str, data.obs_names)),
         labels=_labels(data, asked.label_key, asked.unlabelled),
@@ -53,9 +43,51 @@ def load_slice(asked: schemas.spatial.slice.Slice, raw: bytes, field: str) -> Sl
     )
 
 
+def load_cells(asked: schemas.spatial.cells.Cells, raw: bytes, field: str) -> Cells:
+    """Read dissociated cells from the bytes of an .h5ad file.
+
+    Raises:
+        IllPosed: as `load_slice`, and when the embedding is not a matrix of numbers.
+    """
+    data, rows = _rows(asked, raw, field)
+    return Cells(
+        counts=_counts(data, asked.layer, field),
+        genes=tuple(map(str, data.var_names)),
+        ids=tuple(map(str, data.obs_names)),
+        embedding=_embedding(data, asked.embedding_key, f"{field}.embedding_key"),
+        labels=_labels(data, asked.label_key, asked.unlabelled),
+        file=asked.dataset,
+        rows=torch.from_numpy(rows),
+    )
+
+
 LOADERS: dict[type[Selection], Callable[[Any, bytes, str], Any]] = {
-    schemas.spatial.slice.Slice: load_slice
+    schemas.spatial.cells.Cells: load_cells,
+    schemas.spatial.slice.Slice: load_slice,
 }
+
+
+def _rows(
+    asked: Counts, raw: bytes, field: str
+) -> tuple[anndata.AnnData, np.ndarray[Any, np.dtype[np.int64]]]:
+    """Read a file and keep the rows of the batch; their names and those of genes are unique."""
+    data = read_h5ad(raw, f"{field}.dataset")
+    rows = np.arange(data.n_obs)
+    if asked.batch_key is not None:
+        batches = data.obs[asked.batch_key].astype(str)
+        if asked.batch not in set(batches):
+            known = ", ".join(sorted(set(batches))[:20])
+            raise IllPosed(f"{field}.batch", f"no batch {asked.batch}; there are {known}")
+        rows = np.flatnonzero(batches == asked.batch)
+        data = data[rows]
+    for names, what, call in (
+        (data.var_names, "gene", "var_names_make_unique"),
+        (data.obs_names, "row", "obs_names_make_unique"),
+    ):
+        if not names.is_unique:
+            twice = names[names.duplicated()][0]
+            raise IllPosed(f"{field}.dataset", f"{what} name {twice} occurs twice; call {call}()")
+    return data, rows
 
 
 def read_h5ad(raw: bytes, field: str) -> anndata.AnnData:
@@ -87,11 +119,24 @@ def _counts(data: anndata.AnnData, layer: str | None, field: str) -> csr_matrix:
     return counts
 
 
-def _plane(data: anndata.AnnData, key: str, field: str) -> torch.Tensor:
+def _plane(
+    data: anndata.AnnData, key: str, field: str, axes: Sequence[int] = PLANE
+) -> torch.Tensor:
     places = np.asarray(data.obsm[key])
-    if places.ndim != 2 or places.shape[1] < 2 or places.dtype.kind not in "fiu":
-        raise IllPosed(field, f"expected two coordinate columns, found shape {places.shape}")
-    return torch.tensor(places[:, :2].astype(np.float64))
+    if places.ndim != 2 or places.shape[1] <= max(axes) or places.dtype.kind not in "fiu":
+        raise IllPosed(
+            field, f"expected numbers in columns {list(axes)}, found shape {places.shape}"
+        )
+    return torch.tensor(places[:, list(axes)].astype(np.float64))
+
+
+def _embedding(data: anndata.AnnData, key: str | None, field: str) -> torch.Tensor | None:
+    if key is None:
+        return None
+    scores = np.asarray(data.obsm[key])
+    if scores.ndim != 2 or scores.shape[1] == 0 or scores.dtype.kind not in "fiu":
+        raise IllPosed(field, f"expected a matrix of numbers, found shape {scores.shape}")
+    return torch.tensor(scores.astype(np.float64))
 
 
 def _labels(

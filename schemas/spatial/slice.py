@@ -1,62 +1,56 @@
 """A tissue slice inside an uploaded .h5ad file."""
 
-from pydantic import Field, PrivateAttr, ValidationInfo, model_validator
+from pydantic import Field, ValidationInfo, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.arrays import shelf_of
-from schemas.datasets import Selection
+from schemas.spatial.counts import Counts, keyed
 
 # Spots of the larger slice up to which all starts run between spots; beyond, between superspots.
 SEARCHED = 650
 
 
-class Slice(Selection):
+class Slice(Counts):
     """A tissue slice: the digest of an .h5ad file and the keys to read in it."""
 
     spatial_key: str = Field(default="spatial", description="Key of the coordinates in `obsm`.")
-    layer: str | None = Field(default=None, description="Layer with the counts; null reads `X`.")
-    label_key: str | None = Field(
-        default=None, description="Column of `obs` with labels, for scores."
+    spatial_axes: list[int] = Field(
+        default=[0, 1],
+        min_length=2,
+        max_length=2,
+        description="The two columns of `spatial_key` that are read, counted from 0: of x, y, z, "
+        "[0, 2] is the side view.",
     )
-    unlabelled: list[str] = Field(default=["unassigned"], description="Labels that mean: no label.")
     landmark_key: str | None = Field(
         default=None,
         description="Key in `obsm` of positions in a frame shared by the slices, for scores.",
     )
-    batch_key: str | None = Field(
-        default=None, description="Column of `obs` that tells several slices in one file apart."
-    )
-    batch: str | None = Field(default=None, description="Value of that column: the slice to read.")
-
-    _spots: int = PrivateAttr(0)
 
     @property
     def spots(self) -> int:
         """Count the rows of the file, of which the slice may be a part; 0 where not yet known."""
-        return self._spots
+        return self.rows
 
     @model_validator(mode="after")
-    def _keys_exist(self, info: ValidationInfo) -> "Slice":
-        if (self.batch_key is None) != (self.batch is None):
+    def _places_exist(self, info: ValidationInfo) -> "Slice":
+        if min(self.spatial_axes) < 0 or len(set(self.spatial_axes)) < len(self.spatial_axes):
             raise PydanticCustomError(
-                "validation", "batch_key and batch go together", {"field": "batch"}
-            )
+                "validation", "two different columns, counted from 0; received {axes}",
+                {"field": "spatial_axes", "axes": str(self.spatial_axes)},
+            )  # fmt: skip
         facts = shelf_of(info).datasets.get(self.dataset)
         if facts is None:
             return self
-        if facts["kind"] != "h5ad":
+        obsm = keyed(facts["arrays"], "obsm")
+        self.require(info, "spatial_key", "obsm key", list(obsm))
+        self.require(info, "landmark_key", "obsm key", list(obsm))
+        shape = obsm.get(self.spatial_key, [])
+        if len(shape) == 2 and max(self.spatial_axes) >= shape[1]:
             raise PydanticCustomError(
-                "validation", "a slice is read from .h5ad; this dataset is {kind}",
-                {"field": "dataset", "kind": facts["kind"]},
+                "validation", "columns {axes}, counted from 0, of {key}, which has {columns}",
+                {"field": "spatial_axes", "axes": str(self.spatial_axes), "key": self.spatial_key,
+                 "columns": shape[1]},
             )  # fmt: skip
-        self._spots = facts.get("obs") or 0
-        obsm = [k.removeprefix("obsm/") for k in facts["arrays"] if k.startswith("obsm/")]
-        layers = [k.removeprefix("layers/") for k in facts["arrays"] if k.startswith("layers/")]
-        self.require(info, "spatial_key", "obsm key", obsm)
-        self.require(info, "landmark_key", "obsm key", obsm)
-        self.require(info, "layer", "layer", layers)
-        self.require(info, "label_key", "obs column", facts["obs_columns"])
-        self.require(info, "batch_key", "obs column", facts["obs_columns"])
         return self
 
 
