@@ -1,8 +1,9 @@
 """Every routine of the service, one line each."""
 
 from schemas.routine import Routine
-from schemas.spatial import align, center, multiomics, stack, transfer, warp
+from schemas.spatial import align, center, map_cells, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
+from schemas.topk import prune
 from schemas.transport import (
     barycenter,
     divergence,
@@ -24,6 +25,12 @@ ROUTINES: dict[str, Routine] = {
         Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE, version="2"),
         Routine("spatial.center", center.CenterRequest, center.CenterResult, center.EXAMPLE),
         Routine(
+            "spatial.map_cells",
+            map_cells.MapCellsRequest,
+            map_cells.MapCellsResult,
+            map_cells.EXAMPLE,
+        ),
+        Routine(
             "spatial.multiomics",
             multiomics.MultiomicsRequest,
             multiomics.MultiomicsResult,
@@ -41,6 +48,7 @@ ROUTINES: dict[str, Routine] = {
             transform.TransformResult,
             transform.EXAMPLE,
         ),
+        Routine("topk.prune", prune.PruneRequest, prune.PruneResult, prune.EXAMPLE),
         Routine(
             "transport.barycenter",
             barycenter.BarycenterRequest,

@@ -102,13 +102,19 @@ def residual_of(problem: Problem, end: Ending, epsilon: float | None, bounds: Bo
     if end.residual is not None:
         return end.residual
     pair, P = problem.pair, end.plan
-    slope = pair.gradient(P)
     if bounds.mass is not None:
+        slope = pair.gradient(P)
         best = capped(pair, bounds.mass)(slope, None).plan
         gap = float((slope * P).sum() - best.mass @ slope[best.rows, best.cols])
         scale = float((slope * P).sum().abs())
         return gap / scale if scale > 0 else gap
     assert epsilon is not None
+    return step_length(pair, P, epsilon)
+
+
+def step_length(pair: Pair, P: Float[Tensor, "n m"], epsilon: float) -> float:
+    """Measure how far a full step of entropic descent would move a plan of mass one, in L1."""
+    slope = pair.gradient(P)
     f, step = torch.zeros_like(pair.a), P
     for _ in range(ROUNDS):
         step, f = transported(slope, pair.a, pair.b, epsilon, f, THOROUGH)

@@ -26,6 +26,7 @@ from algorithms.spatial.neighbours import (
     Mode,
     Normalise,
     geodesics,
+    graph_cautions,
     normalised,
     proximity,
 )
@@ -358,25 +359,7 @@ def _cautions(
 ) -> tuple[Caution, ...]:
     told: list[Caution] = []
     for field, side in zip(("x", "y"), graphs, strict=True):
-        if side.components > 1:
-            told.append(
-                Caution(
-                    "disconnected_graph",
-                    f"{field}: the graph of k = {k} has {side.components} components; distances "
-                    "between them are set to the largest within one",
-                    f"raise k above {k}, or match the components apart",
-                )
-            )
-        if side.tied > 0:
-            told.append(
-                Caution(
-                    "tied_neighbours",
-                    f"{field}: {side.tied:.1%} of the cells have a neighbour as near as the last "
-                    f"of their {k}; those of smaller index were taken",
-                    "another order of the rows gives another graph; few distinct values (binary "
-                    "data) tie often, so compare several k",
-                )
-            )
+        told += graph_cautions(field, side, k)
     if len(matches) > 1 and matches[1].value - matches[0].value <= SAME_VALUE * matches[0].value:
         told.append(
             Caution(

@@ -12,7 +12,7 @@ from scipy.sparse.csgraph import connected_components, shortest_path
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
-from algorithms.errors import IllPosed
+from algorithms.errors import Caution, IllPosed
 
 Normalise = Literal["l2", "zscore", "none"]
 Metric = Literal["correlation", "euclidean"]
@@ -91,6 +91,31 @@ def geodesics(field: str, C: NDArray[np.float64], k: int, mode: Mode) -> Geodesi
         raise IllPosed(field, f"all {n} points lie at distance 0 along the graph of k = {k}")
     paths[~finite] = largest
     return Geodesics(torch.from_numpy(paths / largest), components, _tied(C, order, k))
+
+
+def graph_cautions(field: str, graph: Geodesics, k: int) -> list[Caution]:
+    """Tell of pieces, and of neighbours that were chosen among equals."""
+    told: list[Caution] = []
+    if graph.components > 1:
+        told.append(
+            Caution(
+                "disconnected_graph",
+                f"{field}: the graph of k = {k} has {graph.components} components; distances "
+                "between them are set to the largest within one",
+                f"raise k above {k}, or match the components apart",
+            )
+        )
+    if graph.tied > 0:
+        told.append(
+            Caution(
+                "tied_neighbours",
+                f"{field}: {graph.tied:.1%} of the points have a neighbour as near as the last "
+                f"of their {k}; those of smaller index were taken",
+                "another order of the rows gives another graph; few distinct values (binary "
+                "data) and regular grids tie often, so compare several k",
+            )
+        )
+    return told
 
 
 def _tied(C: NDArray[np.float64], order: NDArray[np.int64], k: int) -> float:

@@ -41,7 +41,7 @@ NUMBERS = (1e-12, 1e-3, 1e6, 1e100)
 
 
 def is_array(value: Any) -> bool:
-    return isinstance(value, list) and not any(isinstance(v, dict) for v in value)
+    return isinstance(value, list) and not any(isinstance(v, dict | str) for v in value)
 
 
 def places(value: Any, path: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, ...], Any]]:
