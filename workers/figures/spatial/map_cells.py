@@ -21,7 +21,7 @@ def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
     places = atlas.coordinates.numpy()
     size = marker_size(len(places))
     drawn = _chosen(answer, named=question["genes"] is not None)
-    heights = [_height(places)] * len(drawn) + [max(_height(places), 3.8)]
+    heights = [_height(places)] * len(drawn) + [max(_height(places), 3.2)]
     figure = sheet(10.4, sum(heights) + 0.4)
     panels = figure.subplots(len(drawn) + 1, 2, squeeze=False, height_ratios=heights)
     for row, gene in zip(panels, drawn, strict=False):
@@ -96,8 +96,8 @@ def _side(axes: Axes, title: str) -> None:
     """Dress axes that show the two coordinates that were read, whichever these are."""
     axes.set_aspect("equal", "box")
     axes.set_title(title, fontsize=11)
-    axes.set_xlabel("first coordinate (atlas's unit)", fontsize=9)
-    axes.set_ylabel("second coordinate (atlas's unit)", fontsize=9)
+    axes.set_xlabel("coordinate 1 (atlas's unit)", fontsize=9)
+    axes.set_ylabel("coordinate 2 (atlas's unit)", fontsize=9)
     axes.tick_params(labelsize=8)
 
 
@@ -130,7 +130,7 @@ def _correlations(axes: Axes, answer: Mapping[str, Any], drawn: list[str]) -> No
     axes.set_ylim(min(0.0, *heights) - 0.02, 1.05)
     axes.set_title(f"held-out genes, median {middle:.2f} (dashed); orange: shown", fontsize=11)
     axes.set_xlabel("genes that both have, no markers, by rising correlation", fontsize=9)
-    axes.set_ylabel("Pearson correlation, mapped with measured", fontsize=9)
+    axes.set_ylabel("correlation, mapped with measured", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.set_xticks([])
 
