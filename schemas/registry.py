@@ -3,7 +3,6 @@
 from schemas.routine import Routine
 from schemas.spatial import align, center, map_cells, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
-from schemas.topk import prune
 from schemas.transport import (
     barycenter,
     divergence,
@@ -48,7 +47,6 @@ ROUTINES: dict[str, Routine] = {
             transform.TransformResult,
             transform.EXAMPLE,
         ),
-        Routine("topk.prune", prune.PruneRequest, prune.PruneResult, prune.EXAMPLE),
         Routine(
             "transport.barycenter",
             barycenter.BarycenterRequest,
