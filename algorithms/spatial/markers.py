@@ -21,6 +21,8 @@ FEWEST_CORRELATED = 3
 UNIT_RATIO = 3.0
 # Whole numbers up to more than this are counts, not logarithms of counts.
 COUNTED = 30.0
+# Costs that differ by less than this share of the largest differ by rounding.
+SILENT = 1e-12
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ def marker_panel(cells: Cells, atlas: Slice, markers: Markers, raw_counts: str) 
     x = compared("cells", cells, names, raw_counts != "none")
     y = compared("atlas", atlas, names, raw_counts == "both")
     told = [*_of_counts(cells, atlas, raw_counts), *_of_values(names, x, y, markers)]
-    if markers.normalise == "zscore":
+    if names and markers.normalise == "zscore":
         return Panel(names, normalised("cells", x, "zscore"), normalised("atlas", y, "zscore"),
                      tuple(told))  # fmt: skip
     return Panel(names, x, y, tuple(told))
@@ -80,11 +82,13 @@ def marker_cost(seen: Panel, markers: Markers, *, needed: bool) -> Float[Tensor,
     else:
         cost = torch.from_numpy(cdist(x.numpy(), y.numpy(), "sqeuclidean"))
     largest = float(cost.max())
-    if needed and float(cost.max() - cost.min()) <= 1e-12 * largest:
+    # a cost of the cell plus a cost of the location is the same for every plan
+    told = cost - cost.mean(1, keepdim=True) - cost.mean(0) + cost.mean()
+    if needed and float(told.abs().max()) <= SILENT * largest:
         raise IllPosed(
             "markers.names",
-            f"every cell is as far from every location over {len(seen.names)} markers: do they "
-            "vary, in both files?",
+            f"{len(seen.names)} markers tell no cell from another, or no location: do they vary, "
+            "in both files?",
         )
     return cost / largest if largest > 0 else cost
 
