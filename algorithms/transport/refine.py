@@ -23,8 +23,9 @@ Bound = Literal["auto", "dual", "moments"]
 # Blocks grow from the first size to the last, by factors of two, whenever a pass gains less than
 # the share: small blocks are cheaper for what they gain, until they gain little.
 SMALLEST, WORTH = 128, 0.01
-# The last size; of more points than the third number, the second, for the sake of time.
-LARGEST, LARGEST_OF_MANY, MANY = 512, 256, 50_000
+# The last size: for bijections of few points, for most questions, and beyond many points.
+LARGEST_OF_FEW, LARGEST, LARGEST_OF_MANY = 1024, 512, 256
+FEW, MANY = 10_000, 50_000
 # Weights that differ by less, relatively, are equal.
 EQUAL = 1e-13
 # Pairs of points for which `auto` computes the dual bound: some seconds.
@@ -123,7 +124,8 @@ def refine(
         a: source weights, at least zero; None is uniform with mass one.
         b: target weights; rescaled to the mass of a where they differ by less than 1e-5 of it.
         leaf: largest block that is solved exactly; None starts at 128 and goes to 512 when passes
-            gain less than 1 % (to 256 beyond 50,000 points).
+            gain less than 1 % (to 1,024 for bijections of up to 10,000 points, to 256 beyond
+            50,000).
         passes: most passes.
         tol: two successive passes that each gain less, relatively, end the refinement.
         bound: `dual` evaluates all pairs several times, in blocks; `moments` takes time O(n d^2)
@@ -223,8 +225,8 @@ def _refined(
     watch: Watch,
 ) -> tuple[Progress, Stop]:
     """Halve, solve the leaves, and pass over blocks while that pays."""
-    last = leaf or (LARGEST if len(question.x) <= MANY else LARGEST_OF_MANY)
-    first = leaf or (LARGEST if len(question.x) <= LARGEST else SMALLEST)
+    last = leaf or _largest(question)
+    first = leaf or (last if len(question.x) <= last else SMALLEST)
     plan = _first_plan(question, first, generator, watch)
     # one block that holds all is the whole problem: no pass can gain
     whole = max(len(question.x), len(question.y)) <= first and question.uniform
@@ -248,6 +250,13 @@ def _refined(
         max_iter=passes,
         watch=watch,
     )
+
+
+def _largest(question: Question) -> int:
+    n = max(len(question.x), len(question.y))
+    if question.uniform and n <= FEW:
+        return LARGEST_OF_FEW
+    return LARGEST if n <= MANY else LARGEST_OF_MANY
 
 
 def _first_plan(question: Question, leaf: int, generator: torch.Generator, watch: Watch) -> Plan:

@@ -36,7 +36,8 @@ class RefineRequest(Request):
         ge=2,
         le=4096,
         description="Largest block that is solved exactly. Null starts at 128 and goes to 512 "
-        "when passes gain less than 1 % (to 256 beyond 50,000 points).",
+        "when passes gain less than 1 % (to 1,024 for bijections of up to 10,000 points, to 256 "
+        "beyond 50,000).",
     )
     passes: int = Field(40, ge=0, le=10_000, description="Most passes over blocks.")
     tol: float = Field(
@@ -63,7 +64,7 @@ class RefineRequest(Request):
     def footprint(self) -> int:
         """Count a few copies of the points, the plan, and the costs of some blocks."""
         (n, d), m = self.x.shape, self.y.shape[0]
-        leaf = self.leaf or 512
+        leaf = self.leaf or 1024
         return (n + m) * (8 * 6 * d + ENTRY_BYTES) + BLOCK_BYTES + 8 * 4 * leaf**2
 
 
