@@ -5,7 +5,6 @@ the answer y into `y / c`: the anchor is 1, and `theta = 1 + lam t`.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -80,7 +79,7 @@ class ValuesBalance:
         owed = rest * theta
         return S - owed, S + owed.abs(), bend + self.lam * rest
 
-    def take(self, rows: Int[Tensor, "r"]) -> Self:
+    def take(self, rows: Int[Tensor, "r"]) -> "ValuesBalance":
         """Keep some of the rows."""
         return replace(self, u=self.u[rows], k=self.k[rows], lam=self.lam[rows])
 
@@ -113,6 +112,28 @@ def _shrink_by_steps(s: Tensor, lam: Tensor, p: float, r: float) -> Tensor:
     return v.clamp(min=0)
 
 
+def scaled(
+    x: Float[Tensor, "B n"], k: Float[Tensor, "B"], lam: Float[Tensor, "B"], p: float
+) -> tuple[Shrunk, Float[Tensor, "B n"], Float[Tensor, "B"], Float[Tensor, "B"]]:
+    """Scale rows and bracket their thresholds; rows that pool nothing are settled.
+
+    Returns:
+        The rows as far as they are known, distances from the anchors, both ends of the bracket.
+    """
+    s = x.abs()
+    a, b = (order.double() for order in around(s, k))
+    scale = torch.where(a > 0, a, 1.0)
+    lam = (lam * scale.pow(p - 2)).clamp(LEAST, MOST)
+    a, b = a / scale, b / scale
+    lowest = shrink(a[:, None], lam, p)[:, 0]
+    hard, gap = lowest >= b, (b - a) / lam
+    low = torch.where(hard, gap, -lowest.pow(p - 1))
+    high = torch.where(hard, gap, torch.maximum(gap, low))
+    none = torch.zeros_like(k, dtype=torch.int64)
+    rows = Shrunk(scale, a, low, lam, hard, none, Stop("converged", 0, 0.0), "wide")
+    return rows, distances(s.double() / scale[:, None], a, lam), low, high
+
+
 def solve_magnitudes(
     x: Float[Tensor, "B n"],
     k: Float[Tensor, "B"],
@@ -122,36 +143,22 @@ def solve_magnitudes(
     watch: Watch = unwatched,
 ) -> Shrunk:
     """Find the threshold of each row, for whole 0 < k < n."""
-    s, r = x.abs(), exponent(p)
-    a, b = _orders(s, k)
-    scale = torch.where(a > 0, a, 1.0)
-    lam = (lam * scale.pow(p - 2)).clamp(LEAST, MOST)
-    a, b = a / scale, b / scale
-    lowest = shrink(a[:, None], lam, p)[:, 0]
-    hard = lowest >= b
-    u = distances(s.double() / scale[:, None], a, lam)
-    gap = torch.where(hard, (b - a) / lam, 0.0)
-    low = torch.where(hard, gap, -lowest.pow(p - 1))
-    high = torch.where(hard, gap, torch.maximum((b - a) / lam, low))
-    balance = ValuesBalance(u, k, lam, r)
-    rows = (~hard).nonzero().squeeze(1)
-    t, sweeps = gap.clone(), torch.zeros_like(k, dtype=torch.int64)
+    start, u, low, high = scaled(x, k, lam, p)
+    pools = (~start.hard).nonzero().squeeze(1)
     found, spent, stop = threshold(
-        balance.take(rows),
-        low[rows],
-        high[rows],
-        unit=low[rows].abs() / 4,
+        ValuesBalance(u, k, start.lam, exponent(p)).take(pools),
+        low[pools],
+        high[pools],
+        unit=low[pools].abs() / 4,
         size=x.shape[1],
         watch=watch,
     )
-    t[rows], sweeps[rows] = found, spent
-    return Shrunk(scale, a, t, lam, hard, sweeps, stop, "wide")
-
-
-def _orders(s: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-    """Find the k-th and the next largest entry of each row, for whole k."""
-    a, b = around(s, k)
-    return a.double(), b.double()
+    return replace(
+        start,
+        t=start.t.index_copy(0, pools, found),
+        sweeps=start.sweeps.index_copy(0, pools, spent),
+        stop=stop,
+    )
 
 
 def parts(x: Float[Tensor, "B n"], rows: Shrunk, p: float, kept: Tensor) -> Parts:

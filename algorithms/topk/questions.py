@@ -13,6 +13,8 @@ from algorithms.errors import IllPosed
 
 # Infinite entries are put so many lam, and such a share of the extremes, beyond the finite ones.
 BEYOND, SHARE = 1e5, 1e-3
+# A smaller lam acts like this one: its inverse is finite.
+LEAST = 1e-300
 
 
 @dataclass(frozen=True)
@@ -35,8 +37,12 @@ class Question:
     dtype: torch.dtype
 
 
-def prepared(x: Float[Tensor, "B n"], k: float | Tensor, lam: float | Tensor) -> Question:
+def prepared(
+    x: Float[Tensor, "B n"], k: float | Tensor, lam: float | Tensor, *, whole: bool = False
+) -> Question:
     """Check a question and bring it into the form that solvers take.
+
+    `whole` questions, of magnitudes, have whole k and no infinite entries.
 
     Raises:
         IllPosed: naming the row, and the entry where one is at fault.
@@ -51,8 +57,11 @@ def prepared(x: Float[Tensor, "B n"], k: float | Tensor, lam: float | Tensor) ->
     strength = _of_rows("lam", lam, x)
     _refuse("k", kept, ~((kept >= 0) & (kept <= n)), f"expected 0 <= k <= {n}, the row's length")
     _refuse("lam", strength, ~((strength > 0) & (strength < torch.inf)), "expected lam > 0, finite")
+    if whole:
+        _refuse("k", kept, kept != kept.round(), "expected a whole number")
     if not bool(x.sum().isfinite()):  # one pass; a sum that overflows is looked at closely
-        x = _without_infinities(x, kept, strength)
+        x = _without_infinities(x, kept, strength, whole)
+    strength = strength.clamp(min=LEAST)
     none, every = kept == 0, kept == n
     inner = torch.where(none | every, 0.5, kept)
     return Question(x, kept, strength, none, every, inner, dtype)
@@ -76,7 +85,7 @@ def _refuse(field: str, values: Tensor, bad: Tensor, expected: str) -> None:
         raise IllPosed(field, f"row {row}: {float(values[row]):g}; {expected}")
 
 
-def _without_infinities(x: Tensor, k: Tensor, lam: Tensor) -> Tensor:
+def _without_infinities(x: Tensor, k: Tensor, lam: Tensor, whole: bool) -> Tensor:
     """Replace entries that are kept or absent whatever the others are, in float64."""
     unknown = x.isnan()
     if bool(unknown.any()):
@@ -86,6 +95,9 @@ def _without_infinities(x: Tensor, k: Tensor, lam: Tensor) -> Tensor:
     above, below = x == torch.inf, x == -torch.inf
     if not bool((above | below).any()):
         return x
+    if whole:
+        row, entry = (above | below).nonzero()[0].tolist()
+        raise IllPosed("x", f"row {row}, entry {entry} is infinite; expected finite numbers")
     x, n = x.double(), x.shape[1]
     forced, left = above.sum(1), n - below.sum(1)
     if bool((forced > k).any()):

@@ -29,6 +29,7 @@ class Response:
         quantile: the inverse of rho on (0, 1).
         price: `sum_i R(y_i) / lam` of each row.
         low, high: rho is 0 up to `low` and 1 from `high`; infinite where never.
+        p: the exponent; of no meaning where there is none.
     """
 
     value: Callable[[Tensor], Tensor]
@@ -37,6 +38,7 @@ class Response:
     price: Callable[[Tensor], Tensor]
     low: float
     high: float
+    p: float = 2.0
 
     def interior(self, z: Float[Tensor, "*B"]) -> Bool[Tensor, "*B"]:
         """Find the entries that are neither 0 nor 1."""
@@ -97,6 +99,7 @@ def _power(p: float) -> Response:
         lambda y: y.pow(p).sum(-1) / p,
         0.0,
         1.0,
+        p,
     )
 
 
@@ -116,6 +119,7 @@ def _two_sided(p: float) -> Response:
         lambda y: (y.pow(p) + (1 - y).pow(p)).sum(-1) / p,
         -1.0,
         1.0,
+        p,
     )
 
 

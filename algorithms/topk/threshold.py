@@ -1,7 +1,7 @@
 """One threshold for each row: a safeguarded Newton search that settles rows one by one."""
 
 from dataclasses import dataclass, replace
-from typing import Protocol, Self
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,6 +16,7 @@ DROP_AFTER = 5
 EPS = 2.0**-52
 
 
+@runtime_checkable
 class Balance(Protocol):
     """Rows with a decreasing excess F(t), to be made zero."""
 
@@ -23,7 +24,7 @@ class Balance(Protocol):
         """Compute F, the size of what was added up in it, and -F'."""
         ...
 
-    def take(self, rows: Int[Tensor, "r"]) -> Self:
+    def take(self, rows: Int[Tensor, "r"]) -> "Balance":
         """Keep some of the rows."""
         ...
 
@@ -39,7 +40,7 @@ class Search:
     t: Float[Tensor, "r"]
     low: Float[Tensor, "r"]
     high: Float[Tensor, "r"]
-    before: Float[Tensor, "r"]  # width of the bracket three sweeps ago
+    before: Float[Tensor, "r"]  # length of the last step
     done: Bool[Tensor, "r"]
     count: int
 
@@ -55,9 +56,9 @@ def threshold(
 ) -> tuple[Float[Tensor, "B"], Int[Tensor, "B"], Stop]:
     """Solve F(t) = 0 in [low, high] for each row, to the last digits.
 
-    Newton's step where it falls strictly inside the bracket, else its middle; the middle as well
-    when three sweeps did not halve it. A settled row is never updated again: rounding in the sign
-    of F would destroy its bracket.
+    Newton's step where it falls strictly inside the bracket and is at most half of the step
+    before, else the middle: steps or brackets are halved. A settled row is never updated again:
+    rounding in the sign of F would destroy its bracket.
 
     Args:
         unit: size of t below which its digits do not matter.
@@ -94,14 +95,10 @@ def _sweep(state: Search, unit: Tensor, rounding: float) -> Search:
     low = torch.where(F >= 0, t, low)
     high = torch.where(F <= 0, t, high)
     newton, mid = t + F / D, (low + high) / 2
-    inside = (low < newton) & (newton < high)
-    still = (newton - t).abs() <= EPS * torch.maximum(t.abs(), unit[state.rows])
-    settled = (F.abs() <= rounding * S) | (F == 0) | ~((low < mid) & (mid < high))
-    settled |= inside & still
-    count, before, step = state.count + 1, state.before, torch.where(inside, newton, mid)
-    if count % 3 == 0:
-        stuck = high - low > before / 2
-        step, before = torch.where(stuck, mid, step), high - low
+    inside, length = (low < newton) & (newton < high), (newton - t).abs()
+    settled = (F.abs() <= rounding * S + EPS / 2 * D) | ~((low < mid) & (mid < high))
+    settled |= inside & (length <= EPS * torch.maximum(t.abs(), unit[state.rows]))
+    step = torch.where(inside & (length <= state.before / 2), newton, mid)
     step = torch.where(settled, torch.where(inside, newton, t), step)
     live = ~state.done
     t = torch.where(live, step, t)
@@ -112,9 +109,9 @@ def _sweep(state: Search, unit: Tensor, rounding: float) -> Search:
         t=t,
         low=torch.where(live, low, state.low),
         high=torch.where(live, high, state.high),
-        before=before,
+        before=(step - state.t).abs(),
         done=state.done | settled,
-        count=count,
+        count=state.count + 1,
     )
 
 

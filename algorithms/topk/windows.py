@@ -7,7 +7,6 @@ long row that lie near the threshold.
 """
 
 from dataclasses import dataclass, replace
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -59,7 +58,7 @@ class MaskBalance:
         S = self.rho.value(z).masked_fill(full, 0.0).sum(1)
         return (full.sum(1) - self.owed) + S, S, self.rho.slope(z).sum(1)
 
-    def take(self, rows: Int[Tensor, "r"]) -> Self:
+    def take(self, rows: Int[Tensor, "r"]) -> "MaskBalance":
         """Keep some of the rows."""
         return replace(self, u=self.u[rows], owed=self.owed[rows])
 
@@ -119,7 +118,7 @@ def _narrow(x: Tensor, k: Tensor, lam: Tensor, rho: Response, watch: Watch) -> S
     a, b = _ranked(values, k)
     if n > K and bool((values[:, -1].double() > a - reach).any()):
         K = int((x > (a - reach)[:, None]).sum(1).max()) + 1
-        if 8 * K > n:
+        if n < 8 * K:
             return None
         values, window = x.topk(K, dim=1)
     u = distances(values, a, lam)

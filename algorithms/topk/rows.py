@@ -1,0 +1,157 @@
+"""Compiled rows behind tensors: several threads walk over them, and worker starts compile them.
+
+Without numba, or on another device, the tensor regimes answer instead; see docs/decisions/006.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from algorithms.entropic.compiled import runs_on
+from algorithms.topk.row_masks import masks, masks_back
+from algorithms.topk.row_values import values, values_back
+
+__all__ = [
+    "compile_rows",
+    "mask_rows",
+    "pull_mask_rows",
+    "pull_value_rows",
+    "runs_on",
+    "value_rows",
+]
+
+log = logging.getLogger(__name__)
+# Entries for which a second thread pays for being told.
+A_THREAD = 100_000
+TYPES = (torch.float32, torch.float64)
+
+
+@cache
+def _pool(threads: int) -> ThreadPoolExecutor:
+    """Keep threads at hand; made in the process that uses them, so that a fork has its own."""
+    return ThreadPoolExecutor(threads, thread_name_prefix="rows")
+
+
+def _shared(rows: int, entries: int, walk: Callable[[slice], None]) -> None:
+    """Walk over all rows, with as many threads as torch may use and the work is worth."""
+    threads = min(torch.get_num_threads(), rows, max(1, entries // A_THREAD))
+    if threads < 2:
+        walk(slice(0, rows))
+        return
+    each = -(-rows // threads)
+    parts = [slice(i, min(i + each, rows)) for i in range(0, rows, each)]
+    for done in [_pool(threads).submit(walk, part) for part in parts]:
+        done.result()
+
+
+def mask_rows(
+    x: Float[Tensor, "B n"],
+    k: Float[Tensor, "B"],
+    lam: Float[Tensor, "B"],
+    r: float,
+    *,
+    out: Float[Tensor, "B n"] | None = None,
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "3 B"], Int[Tensor, "3 B"]]:
+    """Compute masks; see `row_masks.masks` for the meaning of what comes with them."""
+    B, n = x.shape
+    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    found, counts = torch.empty(3, B, dtype=torch.float64), torch.empty(3, B, dtype=torch.int64)
+    given = [v.contiguous().numpy() for v in (x, k, lam)]
+    taken = [v.numpy() for v in (y, found, counts)]
+
+    def walk(part: slice) -> None:
+        rows = (v[part] for v in given)
+        masks(*rows, r, taken[0][part], taken[1][:, part], taken[2][:, part])
+
+    _shared(B, B * n, walk)
+    return y, found, counts
+
+
+def pull_mask_rows(
+    x: Float[Tensor, "B n"],
+    g: Float[Tensor, "B n"],
+    lam: Float[Tensor, "B"],
+    r: float,
+    found: Float[Tensor, "_ B"],
+    *,
+    out: Float[Tensor, "B n"] | None = None,
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "2 B"]]:
+    """Pull cotangents of masks back to x, and to k and lam of each row."""
+    B, n = x.shape
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    more = torch.empty(2, B, dtype=torch.float64)
+    given = [v.contiguous().numpy() for v in (x, g, lam)]
+    seen, taken, ends = found.numpy(), dx.numpy(), more.numpy()
+
+    def walk(part: slice) -> None:
+        masks_back(*(v[part] for v in given), r, seen[:, part], taken[part], ends[:, part])
+
+    _shared(B, B * n, walk)
+    return dx, more
+
+
+def value_rows(
+    x: Float[Tensor, "B n"],
+    k: Float[Tensor, "B"],
+    lam: Float[Tensor, "B"],
+    r: float,
+    *,
+    out: Float[Tensor, "B n"] | None = None,
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "6 B"], Int[Tensor, "3 B"]]:
+    """Compute de-biased values; see `row_values.values` for what comes with them."""
+    B, n = x.shape
+    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    found, counts = torch.empty(6, B, dtype=torch.float64), torch.empty(3, B, dtype=torch.int64)
+    given = [v.contiguous().numpy() for v in (x, k, lam)]
+    taken = [v.numpy() for v in (y, found, counts)]
+
+    def walk(part: slice) -> None:
+        rows = (v[part] for v in given)
+        values(*rows, r, taken[0][part], taken[1][:, part], taken[2][:, part])
+
+    _shared(B, B * n, walk)
+    return y, found, counts
+
+
+def pull_value_rows(
+    x: Float[Tensor, "B n"],
+    k: Float[Tensor, "B"],
+    g: Float[Tensor, "B n"],
+    r: float,
+    found: Float[Tensor, "_ B"],
+    *,
+    out: Float[Tensor, "B n"] | None = None,
+) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B"]]:
+    """Pull cotangents of de-biased values back to x, and to lam of each row."""
+    B, n = x.shape
+    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
+    more = torch.empty(B, dtype=torch.float64)
+    given = [v.contiguous().numpy() for v in (x, k, g)]
+    seen, taken, ends = found.numpy(), dx.numpy(), more.numpy()
+
+    def walk(part: slice) -> None:
+        values_back(*(v[part] for v in given), r, seen[:, part], taken[part], ends[part])
+
+    _shared(B, B * n, walk)
+    return dx, more
+
+
+def compile_rows() -> float:
+    """Compile every loop for both types, or load it from disk; tell how long that took."""
+    began = time.perf_counter()
+    for dtype in TYPES:
+        x = torch.tensor([[3.0, 2.0, 1.5, 0.0]], dtype=dtype)
+        k, lam = torch.full((1,), 2.0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+        if not runs_on(x):
+            return 0.0
+        pull_mask_rows(x, x, lam, 1.0, mask_rows(x, k, lam, 1.0)[1])
+        pull_value_rows(x, k, x, 1.0, value_rows(x, k, lam, 1.0)[1])
+    seconds = time.perf_counter() - began
+    log.info("row kernels of the relaxed top-k ready after %.1f s", seconds)
+    return seconds
