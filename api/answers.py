@@ -203,8 +203,11 @@ def _inline(reference: dict[str, Any], values: Any) -> np.ndarray:
 
 
 def as_safetensors(arrays: dict[str, np.ndarray], text: bytes) -> bytes:
-    """Pack arrays; the rest of the answer is JSON text in the metadata entry `result`."""
-    return save(arrays, {"result": text.decode()})
+    """Pack arrays; the rest of the answer is JSON text in the metadata entry `result`.
+
+    Some readers of state dicts want to be told a `format`.
+    """
+    return save(arrays, {"format": "pt", "result": text.decode()})
 
 
 def as_npz(arrays: dict[str, np.ndarray], text: bytes) -> bytes:
@@ -258,6 +261,9 @@ async def field_answer(
 ) -> Response:
     """Send one field of a result: an array as .npy or JSON, anything else as JSON.
 
+    A field that holds arrays can also be had as one file of them, named within the field: arrays
+    by name, such as a state dict, come back under the names that they were sent with.
+
     Raises:
         Refusal: not-found, listing the fields.
     """
@@ -268,12 +274,14 @@ async def field_answer(
     references = dict(arrays_of(value))
     if path in references:
         return await _array_answer(gate, record, key, references[path], reader)
-    found = _at(value, path)
-    choose(reader.accept, [JSON])
-    headers = immutable(f"{key} {path}")
+    found, inside = _at(value, path), any(p.startswith(f"{path}.") for p in references)
+    media = choose(reader.accept, [JSON, *PACKED] if inside else [JSON])
+    headers = immutable(f"{key} {path} {media}")
     if matches(reader.known, headers["ETag"]):
         return Response(status_code=304, headers=headers)
-    return Response(orjson.dumps(found), headers=headers, media_type=JSON)
+    text = orjson.dumps(found)
+    packed = text if media == JSON else await _packed(gate, record, text, media)
+    return Response(packed, headers=headers, media_type=media)
 
 
 async def _array_answer(

@@ -152,7 +152,8 @@ def _safetensors(raw: bytes) -> dict[str, Any]:
     if len(tensors) > MAX_OBJECTS:
         raise NotData(f"{len(tensors)} tensors; at most {MAX_OBJECTS} are read")
     arrays = {name[:MAX_NAME]: list(about["shape"]) for name, about in tensors}
-    return {"kind": "safetensors", "arrays": arrays}
+    dtypes = {name[:MAX_NAME]: str(about["dtype"]) for name, about in tensors}
+    return {"kind": "safetensors", "arrays": arrays, "dtypes": dtypes}
 
 
 # .h5ad

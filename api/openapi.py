@@ -224,9 +224,8 @@ FIELD: Document = {
     "operation_id": "job_result_field",
     "summary": "Fetch one field of a result, dotted as in `plan.rows`",
     "responses": {
-        200: {"description": "The field; arrays as .npy or JSON.", **_TAGGED, "content": {
-            **_binary(NPY), JSON: {"schema": {}},
-        }},
+        200: {"description": "The field; an array as .npy or JSON, several as one file.",
+              **_TAGGED, "content": {**_binary(NPY, SAFETENSORS, NPZ), JSON: {"schema": {}}}},
         304: _SAME,
     },
 }  # fmt: skip

@@ -31,9 +31,15 @@ class Strict(BaseModel):
     )
 
 
+ANY_SHAPE = "..."  # axes of a field that takes arrays of any shape
+
+
 @dataclass(frozen=True)
 class Dims:
-    """The axes of an array field, as in `Dims("n m")`: equal names must have equal sizes."""
+    """The axes of an array field, as in `Dims("n m")`: equal names must have equal sizes.
+
+    `Dims("...")` takes any shape.
+    """
 
     axes: str
 
@@ -224,6 +230,8 @@ class Request(Strict):
     def _axes_agree(self) -> "Request":
         sizes: dict[str, tuple[int, str]] = {}
         for path, ref, dims in arrays_in(self):
+            if dims == ANY_SHAPE:
+                continue
             axes = dims.split()
             if len(axes) != len(ref.shape):
                 raise PydanticCustomError(
@@ -302,6 +310,7 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
     """Walk the array fields of a question, nested models included: path, reference, axes.
 
     The models of a list do not share axes: those of the item `spaces.1` are named `spaces.1.n`.
+    Of a field that holds arrays by name, `tensors`, the paths end in the names: `tensors.w`.
     """
     for name, dims in _axes(type(model)).items():
         value = getattr(model, name)
@@ -314,13 +323,17 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
             yield from arrays_in(value, f"{prefix}{name}.")
         elif isinstance(value, list):
             yield from _arrays_of_items(value, f"{prefix}{name}.")
+        elif isinstance(value, dict) and dims is not None:
+            for key, ref in value.items():
+                yield f"{prefix}{name}.{key}", ref, dims
 
 
 def _arrays_of_items(items: list[Any], prefix: str) -> Iterator[tuple[str, ArrayRef, str]]:
     for index, item in enumerate(items):
         place = f"{prefix}{index}."
         for path, ref, axes in arrays_in(item, place) if isinstance(item, BaseModel) else ():
-            yield path, ref, " ".join(f"{place}{axis}" for axis in axes.split())
+            own = " ".join(f"{place}{axis}" for axis in axes.split())
+            yield path, ref, axes if axes == ANY_SHAPE else own
 
 
 @cache

@@ -18,6 +18,9 @@ class DatasetFacts(Strict):
     arrays: dict[str, list[int]] = Field(
         description="shape of each array; in .h5ad X, layers/*, obsm/*, obsp/*"
     )
+    dtypes: dict[str, str] = Field(
+        default={}, description="element type of each tensor of a .safetensors, as in F32"
+    )
     obs: int | None = Field(default=None, description="rows (spots, cells) of an .h5ad")
     var: int | None = Field(default=None, description="columns (genes) of an .h5ad")
     obs_columns: list[str] = []

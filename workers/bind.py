@@ -136,6 +136,8 @@ class Binder:
             return kind(**bound)
         if isinstance(value, list):
             return tuple(self._value(item, f"{path}.{i}") for i, item in enumerate(value))
+        if isinstance(value, dict):
+            return {name: self._value(item, f"{path}.{name}") for name, item in value.items()}
         return value
 
 

@@ -13,11 +13,13 @@ from scipy.sparse import csr_matrix
 
 import schemas.spatial.cells
 import schemas.spatial.slice
+import schemas.state_dict
 from algorithms.errors import IllPosed
 from algorithms.spatial.cells import Cells
 from algorithms.spatial.slice import Slice
 from schemas.datasets import Selection
 from schemas.spatial.counts import Counts
+from workers.state_dicts import load_state_dict
 
 PLANE = (0, 1)
 
@@ -64,6 +66,7 @@ def load_cells(asked: schemas.spatial.cells.Cells, raw: bytes, field: str) -> Ce
 LOADERS: dict[type[Selection], Callable[[Any, bytes, str], Any]] = {
     schemas.spatial.cells.Cells: load_cells,
     schemas.spatial.slice.Slice: load_slice,
+    schemas.state_dict.StateDict: load_state_dict,
 }
 
 
