@@ -219,7 +219,7 @@ def test_csv(pack: Callable[[bytes], bytes]) -> None:
         (b"\n1,2\n", "1 to"),
         (b'"x\n', "none of"),
         (b"\xff\xff", "none of"),
-        (gzip.compress(b"1,2\n")[:-4], "not a gzip"),
+        (gzip.compress(b"1,2\n", mtime=0)[:-4], "not a gzip"),
         (b"\x1f\x8b\x08rubbish", "not a gzip"),
     ],
 )
