@@ -3,6 +3,7 @@
 from schemas.routine import Routine
 from schemas.spatial import align, center, map_cells, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
+from schemas.topk import loss, route
 from schemas.transport import (
     barycenter,
     divergence,
@@ -47,6 +48,8 @@ ROUTINES: dict[str, Routine] = {
             transform.TransformResult,
             transform.EXAMPLE,
         ),
+        Routine("topk.loss", loss.LossRequest, loss.LossResult, loss.EXAMPLE),
+        Routine("topk.route", route.RouteRequest, route.RouteResult, route.EXAMPLE),
         Routine(
             "transport.barycenter",
             barycenter.BarycenterRequest,
