@@ -32,8 +32,11 @@ class Mask(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- ctx loses its name
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Pull a cotangent back."""
+        (g,) = cotangents
         x, k, lam = ctx.saved_tensors
         dx, dk, dlam = pull_mask(x, lam, ctx.solved, ctx.rho, g)
         return dx.to(x.dtype), shaped(dk, k), shaped(dlam, lam), None, None, None
@@ -54,8 +57,11 @@ class Values(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- ctx loses its name
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
         """Pull a cotangent back."""
+        (g,) = cotangents
         x, lam, k = ctx.saved_tensors
         dx, dlam = pull_values(x, k, ctx.solved, g, p=ctx.p, debias=ctx.debias)
         return dx.to(x.dtype), shaped(dlam, lam), None, None, None, None, None

@@ -14,7 +14,7 @@ from algorithms.topk.answers import Rows, compiled_mask, compiled_values, masked
 from algorithms.topk.derivatives import Mask, Values
 from algorithms.topk.magnitude import solve_magnitudes
 from algorithms.topk.methods import Method, mask_by, values_by
-from algorithms.topk.questions import auto_lam, prepared
+from algorithms.topk.questions import Number, auto_lam, prepared
 from algorithms.topk.response import Regularizer, Response, exponent, response
 from algorithms.topk.rows import runs_on
 from algorithms.topk.windows import solve_windows
@@ -32,8 +32,6 @@ __all__ = [
 
 # Halvings of the interval of lam: to 1e-9 of its logarithm.
 HALVINGS = 40
-
-Number = float | Tensor
 
 
 def solve_mask(

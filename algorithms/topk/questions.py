@@ -11,6 +11,7 @@ from torch import Tensor
 
 from algorithms.errors import IllPosed
 
+Number = int | float | Tensor
 # Infinite entries are put so many lam, and such a share of the extremes, beyond the finite ones.
 BEYOND, SHARE = 1e5, 1e-3
 # A smaller lam acts like this one: its inverse is finite.
@@ -37,9 +38,7 @@ class Question:
     dtype: torch.dtype
 
 
-def prepared(
-    x: Float[Tensor, "B n"], k: float | Tensor, lam: float | Tensor, *, whole: bool = False
-) -> Question:
+def prepared(x: Float[Tensor, "B n"], k: Number, lam: Number, *, whole: bool = False) -> Question:
     """Check a question and bring it into the form that solvers take.
 
     `whole` questions, of magnitudes, have whole k and no infinite entries.
@@ -67,7 +66,22 @@ def prepared(
     return Question(x, kept, strength, none, every, inner, dtype)
 
 
-def _of_rows(field: str, value: float | Tensor, x: Tensor) -> Float[Tensor, "B"]:
+def amounts(field: str, one: int | float | None, of_rows: Tensor | None) -> Number:
+    """Take a number for all rows, or one of each; exactly one of them is given."""
+    if (one is None) == (of_rows is None):
+        got = "neither" if one is None else "both"
+        raise IllPosed(field, f"{got} of {field} and {field}_rows; expected one", code="validation")
+    return one if of_rows is None else of_rows  # pyright: ignore[reportReturnType] -- one is given
+
+
+def whole_amounts(k: Number, x: Float[Tensor, "B n"]) -> Float[Tensor, "B"]:
+    """Give each row its k, a whole number."""
+    found = _of_rows("k", k.detach() if isinstance(k, Tensor) else k, x)
+    _refuse("k", found, found != found.round(), "expected a whole number")
+    return found
+
+
+def _of_rows(field: str, value: Number, x: Tensor) -> Float[Tensor, "B"]:
     """Give each row its number."""
     B = x.shape[0]
     found = torch.as_tensor(value, dtype=torch.float64, device=x.device)
@@ -118,7 +132,7 @@ def _without_infinities(x: Tensor, k: Tensor, lam: Tensor, whole: bool) -> Tenso
     return torch.where(below, (low - off)[:, None], x)
 
 
-def auto_lam(x: Float[Tensor, "B n"], k: float | Tensor) -> float:
+def auto_lam(x: Float[Tensor, "B n"], k: Number) -> float:
     """Choose a strength: the median over rows of `x_(k-j) - x_(k+j)`, j a tenth of k or 1.
 
     Never below the spacing of the floats around the k-th entries, so that it always smooths.
@@ -130,6 +144,8 @@ def auto_lam(x: Float[Tensor, "B n"], k: float | Tensor) -> float:
     order = x.sort(1, descending=True).values
     ranks = torch.stack([kept - j, kept + j, kept], 1).clamp(1, n).long() - 1
     upper, lower, at = order.gather(1, ranks).unbind(1)
-    spacing = 4 * eps * at.abs().max()
-    chosen = max(float((upper - lower).median()), float(spacing))
+    spans, at = upper - lower, at[at.isfinite()]
+    spans = spans[spans.isfinite()]  # rows that are padded have no entry to end at
+    spacing = float(4 * eps * at.abs().max()) if at.numel() else 0.0
+    chosen = max(float(spans.median()) if spans.numel() else 0.0, spacing)
     return chosen if 0 < chosen < torch.inf else 1.0

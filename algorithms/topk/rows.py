@@ -4,6 +4,7 @@ Without numba, or on another device, the tensor regimes answer instead; see docs
 """
 
 import logging
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -13,23 +14,17 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from algorithms.entropic.compiled import runs_on
+from algorithms.entropic.compiled import runs_on as loops_run_on
 from algorithms.topk.row_masks import masks, masks_back
 from algorithms.topk.row_values import values, values_back
-
-__all__ = [
-    "compile_rows",
-    "mask_rows",
-    "pull_mask_rows",
-    "pull_value_rows",
-    "runs_on",
-    "value_rows",
-]
 
 log = logging.getLogger(__name__)
 # Entries for which a second thread pays for being told.
 A_THREAD = 100_000
 TYPES = (torch.float32, torch.float64)
+# Set unless loops are being compiled: until then tensor code answers.
+_at_rest = threading.Event()
+_at_rest.set()
 
 
 @cache
@@ -142,16 +137,36 @@ def pull_value_rows(
     return dx, more
 
 
+def runs_on(like: Tensor) -> bool:
+    """Tell whether compiled rows serve this tensor, now."""
+    return like.dtype in TYPES and loops_run_on(like) and _at_rest.is_set()
+
+
 def compile_rows() -> float:
     """Compile every loop for both types, or load it from disk; tell how long that took."""
     began = time.perf_counter()
     for dtype in TYPES:
         x = torch.tensor([[3.0, 2.0, 1.5, 0.0]], dtype=dtype)
         k, lam = torch.full((1,), 2.0, dtype=torch.float64), torch.ones(1, dtype=torch.float64)
-        if not runs_on(x):
+        if not loops_run_on(x):
             return 0.0
         pull_mask_rows(x, x, lam, 1.0, mask_rows(x, k, lam, 1.0)[1])
         pull_value_rows(x, k, x, 1.0, value_rows(x, k, lam, 1.0)[1])
     seconds = time.perf_counter() - began
-    log.info("row kernels of the relaxed top-k ready after %.1f s", seconds)
+    log.info("row loops of the relaxed top-k ready after %.1f s", seconds)
     return seconds
+
+
+def compile_ahead() -> threading.Thread:
+    """Compile in a thread of its own, so that no question waits for it: some seconds once."""
+    _at_rest.clear()
+
+    def work() -> None:
+        try:
+            compile_rows()
+        finally:
+            _at_rest.set()
+
+    thread = threading.Thread(target=work, name="compile-rows", daemon=True)
+    thread.start()
+    return thread

@@ -112,15 +112,15 @@ def _search(
 def _narrow(x: Tensor, k: Tensor, lam: Tensor, rho: Response, watch: Watch) -> Solved | None:
     """Search among the first entries of each row; None where too many may be fractional."""
     n, most = x.shape[1], int(k.max().ceil())
-    K = min(n, most + max(16, most // 2))
+    first = min(n, most + max(16, most // 2))
     reach = (rho.high - rho.low) * lam  # below a - reach all entries are 0
-    values, window = x.topk(K, dim=1)
+    values, window = x.topk(first, dim=1)
     a, b = _ranked(values, k)
-    if n > K and bool((values[:, -1].double() > a - reach).any()):
-        K = int((x > (a - reach)[:, None]).sum(1).max()) + 1
-        if n < 8 * K:
+    if n > first and bool((values[:, -1].double() > a - reach).any()):
+        enough = int((x > (a - reach)[:, None]).sum(1).max()) + 1
+        if n < 8 * enough:
             return None
-        values, window = x.topk(K, dim=1)
+        values, window = x.topk(enough, dim=1)
     u = distances(values, a, lam)
     t, sweeps, stop = _search(u, k, (b - a) / lam, k, n, rho, watch)
     return Solved(a, t, sweeps, stop, "narrow", window)
