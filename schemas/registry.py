@@ -3,7 +3,7 @@
 from schemas.routine import Routine
 from schemas.spatial import align, center, map_cells, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
-from schemas.topk import loss, route
+from schemas.topk import loss, mask, route, values
 from schemas.transport import (
     barycenter,
     divergence,
@@ -49,7 +49,9 @@ ROUTINES: dict[str, Routine] = {
             transform.EXAMPLE,
         ),
         Routine("topk.loss", loss.LossRequest, loss.LossResult, loss.EXAMPLE),
+        Routine("topk.mask", mask.MaskRequest, mask.MaskResult, mask.EXAMPLE),
         Routine("topk.route", route.RouteRequest, route.RouteResult, route.EXAMPLE),
+        Routine("topk.values", values.ValuesRequest, values.ValuesResult, values.EXAMPLE),
         Routine(
             "transport.barycenter",
             barycenter.BarycenterRequest,
