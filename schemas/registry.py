@@ -3,7 +3,7 @@
 from schemas.routine import Routine
 from schemas.spatial import align, center, map_cells, multiomics, stack, transfer, warp
 from schemas.structured import match, transform
-from schemas.topk import loss, mask, route, values
+from schemas.topk import loss, mask, prune, route, values
 from schemas.transport import (
     barycenter,
     divergence,
@@ -22,7 +22,7 @@ from schemas.transport import (
 ROUTINES: dict[str, Routine] = {
     routine.name: routine
     for routine in (
-        Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE, version="2"),
+        Routine("spatial.align", align.AlignRequest, align.AlignResult, align.EXAMPLE, version="3"),
         Routine("spatial.center", center.CenterRequest, center.CenterResult, center.EXAMPLE),
         Routine(
             "spatial.map_cells",
@@ -50,6 +50,7 @@ ROUTINES: dict[str, Routine] = {
         ),
         Routine("topk.loss", loss.LossRequest, loss.LossResult, loss.EXAMPLE),
         Routine("topk.mask", mask.MaskRequest, mask.MaskResult, mask.EXAMPLE),
+        Routine("topk.prune", prune.PruneRequest, prune.PruneResult, prune.EXAMPLE),
         Routine("topk.route", route.RouteRequest, route.RouteResult, route.EXAMPLE),
         Routine("topk.values", values.ValuesRequest, values.ValuesResult, values.EXAMPLE),
         Routine(

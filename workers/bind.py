@@ -193,10 +193,14 @@ class Encoder:
         if isinstance(value, tuple | list):
             return [self.value(item, f"{path}.{i}") for i, item in enumerate(value)]
         if isinstance(value, dict):
-            return {k: self.value(v, f"{path}.{k}") for k, v in value.items()}
+            return {k: self._named(v, f"{path}.{k}") for k, v in value.items()}
         if isinstance(value, float) and not math.isfinite(value):
             raise NotFinite(path)
         return value
+
+    def _named(self, value: Any, path: str) -> Any:
+        """Write what has a name; a tensor is stored under it whatever its shape."""
+        return (self.array if isinstance(value, torch.Tensor) else self.value)(value, path)
 
     def array(self, tensor: torch.Tensor, path: str) -> dict[str, Any]:
         """Store a tensor and refer to it; `values` only when it is small."""
@@ -213,5 +217,5 @@ class Encoder:
             "href": f"/v1/arrays/{item.digest}",
         }
         if item.array.size <= self._limit:
-            reference["values"] = item.array
+            reference["values"] = item.array if item.array.ndim else item.array.item()
         return reference
