@@ -29,7 +29,7 @@ SETTINGS = {
     "nll": (1.0, 3.0, 10.0, 30.0),
     "partial_fy": (1.0, 3.0, 10.0, 30.0),
 }
-TOKENS, CLUSTERS, WIDTH, ROUTER_STEPS = 4096, 8, 16, 600
+TOKENS, CLUSTERS, WIDTH, ROUTER_STEPS = 4096, 8, 16, 400
 STRENGTHS = (0.3, 1.0, 3.0)
 
 
@@ -258,7 +258,7 @@ def speed() -> list[Row]:
         c = torch.randint(0, classes, (size,), generator=draw)
 
         def ours_loss(x: Tensor = x, c: Tensor = c, k: int = k) -> Tensor:
-            found = loss(x, c.double(), k=k, sparse=False)
+            found = loss(x, c.double(), k=k)
             (g,) = torch.autograd.grad(found.value, x)
             return g.sum(1).abs().max()
 

@@ -39,10 +39,12 @@ def measured(scores: Float[Tensor, "T E"], weights: Float[Tensor, "T E"], k: int
     active = weights.detach() > 0
     load = active.sum(0)
     importance = weights.sum(0)
-    softmax, log_softmax = scores.softmax(1), scores.log_softmax(1)
-    shares = hard_shares(scores.detach(), k).sum(0) / (size * k)
+    logsumexp = scores.logsumexp(1)
+    log_softmax = scores - logsumexp[:, None]
+    softmax = log_softmax.exp()
+    shares = hard_load(scores.detach(), k) / (size * k)
     mean_load = float(load.double().mean())
-    entropy = -(softmax * log_softmax).detach().sum(1).mean()
+    entropy = -(softmax.detach() * log_softmax.detach()).sum() / size
     return Load(
         load,
         importance,
@@ -53,16 +55,16 @@ def measured(scores: Float[Tensor, "T E"], weights: Float[Tensor, "T E"], k: int
         float(entropy.clamp(0, math.log(experts))),
         _entropy(importance.detach()),
         experts * (shares * softmax.mean(0)).sum(),
-        scores.logsumexp(1).square().mean(),
+        logsumexp.square().mean(),
     )
 
 
-def hard_shares(scores: Float[Tensor, "T E"], k: int) -> Float[Tensor, "T E"]:
-    """Find the k highest of each row; equal scores at the boundary share what is left."""
+def hard_load(scores: Float[Tensor, "T E"], k: int) -> Float[Tensor, "E"]:
+    """Count how often each expert is among the k highest; equal scores at the k-th share it."""
     last = scores.topk(k, dim=1).values[:, -1:]
     above, equal = scores > last, scores == last
-    left = k - above.sum(1, keepdim=True)
-    return above.to(scores) + equal.to(scores) * left / equal.sum(1, keepdim=True)
+    share = (k - above.sum(1)) / equal.sum(1)  # (T,): one place each, unless some tie
+    return above.sum(0) + share.to(scores) @ equal.to(scores)
 
 
 def squared_variation(amounts: Float[Tensor, "E"]) -> Float[Tensor, ""]:

@@ -1,40 +1,25 @@
 """Top-k losses that are zero where the truth is among the k largest scores by a margin."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.topk.cautions import mask_cautions
 from algorithms.topk.operator import auto_lam
 from algorithms.topk.ranks import labels_within, targets_within
+from algorithms.topk.response import response
 from algorithms.topk.revival import reviving_lam
 from algorithms.topk.row_losses import Kind, RowLosses, completed, fenchel_young, likelihood
+from algorithms.topk.sparse_rows import Form, SparseRows, in_form
 
-# A gradient with fewer non-zero entries than this share is returned by those, unless asked else.
-SPARSE_BELOW = 0.25
 # Products of stronger regularisers and scores leave the range of numbers.
 LARGEST = 1e100
-
-
-@dataclass(frozen=True)
-class SparseRows:
-    """Rows by their non-zero entries: row i holds those from `offsets[i]` to `offsets[i + 1]`."""
-
-    offsets: Int[Tensor, "bounds"]
-    columns: Int[Tensor, "nnz"]
-    values: Float[Tensor, "nnz"]
-
-    def dense(self, width: int) -> Float[Tensor, "rows width"]:
-        """Write the rows out."""
-        counts = self.offsets.diff()
-        rows = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
-        return self.values.new_zeros(len(counts), width).index_put(
-            (rows, self.columns), self.values
-        )
 
 
 @dataclass(frozen=True)
@@ -55,7 +40,7 @@ class Losses:
     value: Float[Tensor, ""]
     losses: Float[Tensor, "B"]
     gradient: Float[Tensor, "B n"] | None
-    sparse_gradient: SparseRows | None
+    entries: SparseRows | None
     accuracy: Float[Tensor, "J"]
     dead_fraction: float
     dead: Bool[Tensor, "B"]
@@ -80,7 +65,7 @@ def loss(
     k: int | None = None,
     lam: float | Literal["auto"] = 1.0,
     p: float = 2.0,
-    sparse: bool | None = None,
+    answer: Form = "auto",
     watch: Watch = unwatched,
 ) -> Losses:
     r"""Evaluate, row by row, a loss of the relaxed top-k mask  y = argmax <x, y> - R(y).
@@ -129,42 +114,53 @@ def loss(
         strength = auto_lam(scores, float(kept)) if lam == "auto" else lam
         found = _labelled(kind, scores, columns, kept, strength, p)
         accuracy = labels_within(scores, columns, kept)
-    if not bool(found.losses.isfinite().all()):
-        raise IllPosed("x", "the loss overflows; rescale the scores")
-    if not bool(found.gradient.isfinite().all()):
+    losses, gradient = found.losses.to(x), found.gradient.to(x)
+    if not bool(losses.isfinite().all()):
+        raise IllPosed("x", f"the loss overflows {str(x.dtype)[6:]}; rescale the scores")
+    if not bool(gradient.sum().isfinite()):
         raise IllPosed("p", f"with p {p:g} above 2 the slope of the mask is unbounded near 0")
-    gradient = found.gradient.to(x)
-    # x - x.detach() is zero: it carries the gradient and leaves the value alone
-    losses = found.losses.to(x) + ((x - x.detach()) * gradient).sum(1)
     dead = (found.losses > 0) & ~(found.gradient != 0).any(1)
-    share = float((gradient != 0).double().mean())
-    few = share < SPARSE_BELOW if sparse is None else sparse
     certificate = _certificate(found, losses, gradient)
-    residual = certificate.sum_error
     status = "converged" if found.masks.proved() else "stagnated"
-    cautions = (
-        *_on_dead(found, dead, kind, labels),
-        *_on_question(found, p, x.shape[1]),
-    )
+    losses = Attached.apply(x, losses, gradient)
+    dense, entries = in_form(gradient, answer)
     return Losses(
         losses.mean(),
         losses,
-        None if few else gradient,
-        _sparse(gradient) if few else None,
+        dense,
+        entries,
         accuracy.to(x),
         float(dead.double().mean()),
         dead,
         strength,
-        found.rows.tau.to(x),
+        found.rows.tau,
         found.rows.support,
         found.rows.saturated,
         found.rows.interior,
         found.rows.hard,
         found.rows.regime,
         certificate,
-        Stop(status, int(found.rows.iterations.max()), residual),
-        cautions,
+        Stop(status, int(found.rows.iterations.max()), certificate.sum_error),
+        (*_on_dead(found, dead, kind, labels), *_on_masks(found)),
     )
+
+
+class Attached(torch.autograd.Function):
+    """Attach the gradient of each row's loss, which is known, to the losses."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, losses: Tensor, gradient: Tensor) -> Tensor:
+        """Return the losses."""
+        ctx.save_for_backward(gradient)
+        return losses.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] -- ctx loses its name
+        ctx: Any, *cotangents: Tensor
+    ) -> tuple[Tensor | None, ...]:
+        """Weigh the gradients of rows."""
+        return cotangents[0][:, None] * ctx.saved_tensors[0], None, None
 
 
 def _labelled(
@@ -227,19 +223,12 @@ def _checked_labels(
     return k, labels.detach().long()
 
 
-def _sparse(gradient: Float[Tensor, "B n"]) -> SparseRows:
-    rows, columns = gradient.nonzero(as_tuple=True)
-    counts = torch.bincount(rows, minlength=len(gradient))
-    offsets = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    return SparseRows(offsets, columns, gradient[rows, columns])
-
-
 def _certificate(found: RowLosses, losses: Tensor, gradient: Tensor) -> Certificate:
     seen = losses.detach().double()
     slack = None if found.curvature is None else float((seen - found.curvature).min())
     return Certificate(
-        float(found.masks.sum_errors().max()),
-        float(found.masks.gaps().max()),
+        float(found.masks.sum_errors.max()),
+        float(found.masks.gaps.max()),
         float(gradient.double().sum(1).abs().max()),
         float(seen.min()),
         slack,
@@ -267,9 +256,14 @@ def _on_dead(
     )
 
 
-def _on_question(found: RowLosses, p: float, n: int) -> tuple[Caution, ...]:
-    cautions = list[Caution]()
-    whole = int((found.masks.k >= n).sum())
+def _on_masks(found: RowLosses) -> tuple[Caution, ...]:
+    """Say what masks themselves call for; that they are hard is no harm to a loss."""
+    masks, n = found.masks, found.masks.x.shape[1]
+    strength = torch.full_like(masks.k, masks.lam)
+    rho = response(masks.p, "power")
+    told = mask_cautions(masks.x, masks.k, strength, found.rows, rho, "newton")
+    cautions = [caution for caution in told if caution.code != "no_gradient"]
+    whole = int((masks.k >= n).sum())
     if whole:
         cautions.append(
             Caution(
@@ -277,14 +271,6 @@ def _on_question(found: RowLosses, p: float, n: int) -> tuple[Caution, ...]:
                 f"{whole} rows keep all {n} columns: their mask is 1 and their loss 0 whatever the "
                 "scores",
                 f"ask for k below {n}",
-            )
-        )
-    if p > 2:
-        cautions.append(
-            Caution(
-                "p_above_two",
-                f"with p {p:g} the slope of the mask is unbounded where an entry reaches 0",
-                "take 1 < p <= 2; p 4/3 flattens there, p 2 is linear",
             )
         )
     return tuple(cautions)

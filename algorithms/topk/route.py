@@ -10,9 +10,11 @@ from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.topk.cautions import mask_cautions
 from algorithms.topk.load import Load, heaviest, measured
 from algorithms.topk.operator import Rows, auto_lam, differentiable_mask
 from algorithms.topk.proof import Masks
+from algorithms.topk.response import response
 
 # Scores, strengths and temperatures beyond this, or its inverse, leave the range of numbers.
 LARGEST = 1e100
@@ -147,13 +149,13 @@ def route(
         load.balance_loss.to(logits),
         load.z_loss.to(logits),
         masks.lam,
-        rows.tau.to(logits),
+        rows.tau,
         rows.support,
         float(rows.hard.double().mean()),
         rows.regime,
         certificate,
         Stop(status, int(rows.iterations.max()), certificate.sum_error),
-        (*_on_masks(masks, rows, choice), *_on_load(load, dropped, choice, k, capacity)),
+        (*_on_masks(masks, rows), *_on_load(load, dropped, choice, k, capacity)),
     )
 
 
@@ -225,37 +227,16 @@ def _certificate(
     totals = {"raw": y.sum(1), "mask": y.sum(1) / k, "softmax_mask": (y > 0).any(1).double()}
     smallest = found[found > 0]
     return Certificate(
-        float(masks.sum_errors().max()),
-        float(masks.gaps().max()),
+        float(masks.sum_errors.max()),
+        float(masks.gaps.max()),
         float((found.sum(1) - totals[combine]).abs().max()),
         float(smallest.min()) if len(smallest) else 0.0,
     )
 
 
-def _on_masks(masks: Masks, rows: Rows, choice: Choice) -> tuple[Caution, ...]:
-    cautions = list[Caution]()
-    kept, width = int(masks.k[0]), masks.x.shape[1]
-    if kept < width and bool(rows.hard.all()):
-        high = masks.x.topk(kept + 1, dim=1).values
-        gap = float((high[:, -2] - high[:, -1]).min())
-        cautions.append(
-            Caution(
-                "all_hard",
-                f"the {choice} masks are exactly hard, {len(masks.x)} of {len(masks.x)}: the "
-                f"smallest gap at the boundary is {gap:.3g}, lam is {masks.lam:.3g}; no gradient "
-                "passes through the choice",
-                f"increase lam above {gap:.3g}, in units of logits over temperature",
-            )
-        )
-    if masks.p > 2:
-        cautions.append(
-            Caution(
-                "p_above_two",
-                f"with p {masks.p:g} the slope of the mask is unbounded where an entry reaches 0",
-                "take 1 < p <= 2; p 4/3 flattens there, p 2 is linear",
-            )
-        )
-    return tuple(cautions)
+def _on_masks(masks: Masks, rows: Rows) -> tuple[Caution, ...]:
+    strength, rho = torch.full_like(masks.k, masks.lam), response(masks.p, "power")
+    return mask_cautions(masks.x, masks.k, strength, rows, rho, "newton")
 
 
 def _on_load(

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from algorithms.topk.operator import Rows, differentiable_mask, solve_mask
-from algorithms.topk.proof import Masks
+from algorithms.topk.proof import Masks, row_sums
 
 Kind = Literal["partial_fy", "fy", "hit", "nll"]
 # A label that gets less of the mask counts as lost: its logarithm is cut off here.
@@ -44,11 +44,13 @@ def fenchel_young(
     rows = solve_mask(x, k, lam, p=p)
     masks = Masks(x, rows.y, rows.tau, k, lam, p)
     gradient = rows.y - targets
-    terms = (x - masks.tau[:, None]) * gradient
-    terms = terms - lam / p * (rows.y.pow(p) - targets.pow(p))
-    losses = terms.clamp_min(0).sum(1)  # (B, n) -> (B,)
+    moved = gradient != 0
+    at, counts = moved.nonzero(as_tuple=True), moved.sum(1)  # elsewhere nothing is lost
+    terms = (x[at] - rows.tau[at[0]]) * gradient[at]
+    terms = terms - lam / p * (rows.y[at].pow(p) - targets[at].pow(p))
+    losses = row_sums(terms.clamp_min(0), counts)
     # R bends by lam (p - 1) at least where p <= 2, and f_R by the inverse at most
-    curvature = lam * (p - 1) / 2 * gradient.square().sum(1) if p <= 2 else None
+    curvature = lam * (p - 1) / 2 * row_sums(gradient[at].square(), counts) if p <= 2 else None
     return RowLosses(losses, gradient, masks, rows, curvature)
 
 

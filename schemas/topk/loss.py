@@ -6,6 +6,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.arrays import ArrayRef, Differentiable, Dims, Request, Result, Strict
+from schemas.topk.sparse_rows import SparseRows
 
 COPIES = 14  # arrays as large as the scores that are held at once, in float64
 
@@ -59,10 +60,11 @@ class LossRequest(Request):
         description="Exponent of the regulariser. 2 makes the mask piecewise linear, 4/3 flattens "
         "it near 0; above 2 its slope there is unbounded.",
     )
-    sparse: bool | None = Field(
-        None,
-        description="Return the gradient by its non-zero entries; null does so when they are less "
-        "than a quarter.",
+    answer: Literal["auto", "dense", "sparse"] = Field(
+        "auto",
+        description="`dense`: `gradient`. `sparse`: `entries`, those of the gradient that are not "
+        "0, and no `gradient`. `auto` is sparse for more than 100,000 scores of which less than a "
+        "quarter has one.",
     )
 
     @model_validator(mode="after")
@@ -106,14 +108,6 @@ def _refused(field: str, text: str) -> PydanticCustomError:
     return PydanticCustomError("validation", "{text}", {"field": field, "text": text})
 
 
-class SparseRows(Strict):
-    """Rows by their non-zero entries: row i holds those from `offsets[i]` to `offsets[i + 1]`."""
-
-    offsets: Annotated[ArrayRef, Dims("bounds")] = Field(description="B + 1 ends, from 0.")
-    columns: Annotated[ArrayRef, Dims("nnz")] = Field(description="Column of each entry.")
-    values: Annotated[ArrayRef, Dims("nnz")] = Field(description="The entries.")
-
-
 class Certificate(Strict):
     """What proves losses and gradients, recomputed in float64."""
 
@@ -145,7 +139,7 @@ class LossResult(Result):
         description="Row i is the gradient of loss i; divide by B for that of `value`. Null where "
         "it is given by its non-zero entries."
     )
-    sparse_gradient: SparseRows | None = Field(description="The same, or null.")
+    entries: SparseRows | None = Field(description="The same by its non-zero entries, or null.")
     accuracy: Annotated[ArrayRef, Dims("J")] = Field(
         description="Entry j - 1: share of rows whose label is among the j highest scores, j = 1 "
         "to k; equal scores share their ranks. For `fy`: mean share of `min(j, k)` that targets "

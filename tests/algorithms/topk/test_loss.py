@@ -102,7 +102,7 @@ def test_two_classes_are_a_smoothed_hinge(gap):
     lam = 1.0
     known = 0.0 if gap >= lam else -gap if gap <= -lam else (lam - gap) ** 2 / (4 * lam)
     x = torch.tensor([[gap, 0.0]], dtype=torch.float64)
-    answer = loss(x, torch.zeros(1, dtype=torch.float64), k=1, lam=lam, sparse=False)
+    answer = loss(x, torch.zeros(1, dtype=torch.float64), k=1, lam=lam, answer="dense")
     assert answer.value.item() == pytest.approx(known, abs=ROUNDING)
     slope = (gap - lam) / (2 * lam) if abs(gap) < lam else float(gap >= lam) - 1
     assert answer.gradient[0].tolist() == pytest.approx([slope, -slope], abs=ROUNDING)
@@ -143,8 +143,10 @@ def test_law_scaling_and_shifting(seed, p, kind, k):
 def test_law_columns_and_rows_can_be_exchanged(seed, p, kind):
     x, c = rows(seed)
     order = torch.randperm(7, generator=torch.Generator().manual_seed(seed))
-    one = loss(x, c, kind=kind, k=2, p=p, sparse=False)
-    other = loss(x[:, order], order.argsort()[c.long()].double(), kind=kind, k=2, p=p, sparse=False)
+    one = loss(x, c, kind=kind, k=2, p=p, answer="dense")
+    other = loss(
+        x[:, order], order.argsort()[c.long()].double(), kind=kind, k=2, p=p, answer="dense"
+    )
     close = {"atol": 1e-9, "rtol": 1e-9}  # sums in another order, divided by small shares
     torch.testing.assert_close(other.losses, one.losses, **close)
     torch.testing.assert_close(other.gradient, one.gradient[:, order], **close)
@@ -190,7 +192,7 @@ def test_gradients_match_differences(kind, p):
         loss(z, kind=kind, p=p, **question)
     )
     assert torch.autograd.gradcheck(both, x.requires_grad_(), **DIFFERENCES)
-    told = loss(x, kind=kind, p=p, sparse=False, **question)
+    told = loss(x, kind=kind, p=p, answer="dense", **question)
     (pulled,) = torch.autograd.grad(told.losses.sum(), x)
     torch.testing.assert_close(pulled, told.gradient, atol=0, rtol=0)
     assert (pulled != 0).any()
@@ -198,14 +200,11 @@ def test_gradients_match_differences(kind, p):
 
 def test_a_sparse_gradient_is_the_dense_one():
     x, c = rows(6, B=5, n=40)
-    dense = loss(3 * x, c, k=2, sparse=False)
-    auto = loss(3 * x, c, k=2)
-    assert dense.sparse_gradient is None
-    assert auto.gradient is None
-    assert torch.equal(auto.sparse_gradient.dense(40), dense.gradient)
-    assert len(auto.sparse_gradient.values) == int((dense.gradient != 0).sum())
-    assert loss(3 * x, c, k=2, sparse=True).sparse_gradient is not None
-    assert loss(x, c, k=2, lam=100.0).gradient is not None
+    dense, sparse = (loss(3 * x, c, k=2, answer=form) for form in ("dense", "sparse"))
+    assert dense.entries is None
+    assert sparse.gradient is None
+    assert torch.equal(sparse.entries.dense(40), dense.gradient)
+    assert len(sparse.entries.values) == int((dense.gradient != 0).sum())
 
 
 @few
@@ -218,7 +217,7 @@ def test_law_dead_rows_are_those_whose_label_lies_below_the_threshold(seed, p, k
         answer = loss(x, c, kind=kind, k=k, p=p)
         assert torch.equal(answer.dead, own <= answer.tau)
         assert answer.dead_fraction == pytest.approx(float(answer.dead.double().mean()))
-        warned = [caution.code for caution in answer.cautions] == ["dead_losses"]
+        warned = any(caution.code == "dead_losses" for caution in answer.cautions)
         assert warned == bool(answer.dead.any())
     alive = loss(x, c, k=k, p=p)
     assert not alive.dead.any()
@@ -270,7 +269,7 @@ def test_one_column_and_all_columns_cost_nothing(kind):
 @pytest.mark.parametrize("lam", [1e-99, 1e-9, 1e9, 1e99])
 def test_any_strength_has_a_finite_answer(kind, lam):
     x, c = rows(8)
-    answer = loss(x, c, kind=kind, k=3, lam=lam, sparse=False)
+    answer = loss(x, c, kind=kind, k=3, lam=lam, answer="dense")
     assert answer.stop.status == "converged"
     for numbers in (answer.losses, answer.gradient, answer.tau):
         assert numbers.isfinite().all()
@@ -292,7 +291,7 @@ def test_single_is_close_to_double(kind):
 def test_the_certificate_can_be_computed_again(kind):
     x, c = rows(10)
     question = {"targets": k_hot(10)} if kind == "fy" else {"labels": c, "k": 2}
-    answer = loss(x, kind=kind, lam=0.7, sparse=False, **question)
+    answer = loss(x, kind=kind, lam=0.7, answer="dense", **question)
     seen = answer.certificate
     assert seen.sum_error < ROUNDING
     assert seen.gradient_sum == float(answer.gradient.sum(1).abs().max())
@@ -364,4 +363,4 @@ def test_the_gateway_refuses_by_name(field, change):
 def test_exponents_above_two_are_warned_of():
     x, c = rows(11)
     answer = loss(x, c, k=2, p=3.0)
-    assert [caution.code for caution in answer.cautions] == ["p_above_two"]
+    assert [caution.code for caution in answer.cautions] == ["unbounded_gradient"]
