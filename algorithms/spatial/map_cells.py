@@ -10,11 +10,13 @@ from torch import Tensor
 
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
+from algorithms.quadratic.conditional_gradient import descend
+from algorithms.quadratic.dense import balanced, dense, product
 from algorithms.quadratic.entropic import solve_entropic
 from algorithms.quadratic.objective import Pair
 from algorithms.spaces import Relations
 from algorithms.spatial.cells import Cells
-from algorithms.spatial.graph_match import step_length
+from algorithms.spatial.graph_match import gap_share, step_length
 from algorithms.spatial.markers import (
     Markers,
     columns,
@@ -75,7 +77,8 @@ class Certificate:
     Attributes:
         marginal_error_a: `|P 1 - a|_1`.
         marginal_error_b: `|P^T 1 - b|_1`.
-        fixed_point_residual: how far a full step would move the plan, in L1.
+        fixed_point_residual: how far a full step would move the plan, in L1; without entropy the
+            Frank-Wolfe gap as a share of the linear term.
         value_difference: `value` minus its expansion from the marginals that the plan has.
         mean_error: largest difference of a gene's mean over locations from that over cells, as a
             share of its largest value.
@@ -120,7 +123,7 @@ def map_cells(
     genes: tuple[str, ...] | list[str] | None = None,
     raw_counts: Literal["none", "cells", "both"] = "none",
     alpha: float = 0.5,
-    epsilon: float = 5e-3,
+    epsilon: float | None = 5e-3,
     tol: float = 1e-5,
     max_iter: int = 500,
     watch: Watch = unwatched,
@@ -131,7 +134,8 @@ def map_cells(
     b = 1/m; KL is taken to the product a b^T. M compares the markers of a cell with those of a
     location, divided by its largest; D and D' are shortest paths along the graphs that join every
     cell, and every location, with its k nearest, each divided by its largest. Mirror descent from
-    the product. Location j gets the genes  (P^T X)_j / b_j,  X the counts of the cells.
+    the product; conditional gradient where there is no entropy (epsilon None). Location j gets
+    the genes  (P^T X)_j / b_j,  X the counts of the cells.
 
     Shapes: n cells, m locations, g genes carried -> plan (n, m), expression (m, g), places (n, 2).
 
@@ -143,8 +147,9 @@ def map_cells(
         genes: of the cells, to be carried; None carries all.
         raw_counts: which side becomes log(1 + 10^4 count / total) before it is compared.
         alpha: 0 compares markers alone, 1 neighbourhoods alone.
-        epsilon: entropic strength, as costs are at most 1.
-        tol: stop when a step moves less than this share of the mass.
+        epsilon: entropic strength, as costs are at most 1; None leaves entropy out.
+        tol: stop when a step moves less than this share of the mass; without entropy, when it
+            gains less than this share of the value.
         max_iter: steps of the descent.
         watch: asked before each step.
 
@@ -173,9 +178,7 @@ def map_cells(
     n, m = len(cells.ids), len(atlas.ids)
     a, b = Dx.D.new_full((n,), 1 / n), Dx.D.new_full((m,), 1 / m)
     pair = Pair(Relations(Dx.D), Relations(Dy.D), a, b, M, alpha)
-    found = solve_entropic(pair, epsilon=epsilon, tol=tol, max_iter=max_iter, watch=watch)
-    P, stop = found.plan, Stop(found.status, found.steps, found.residual)
-    assert isinstance(P, Tensor)
+    P, stop = _solved(pair, epsilon, tol, max_iter, watch)
     X = columns(cells, carried_genes)
     share = P / b  # (n, m): columns sum to one, so that no sum of counts overflows
     carried = share.T @ X  # (m, n), (n, g) -> (m, g)
@@ -211,7 +214,21 @@ def map_cells(
     )
 
 
-def _check(cells: Cells, atlas: Slice, graphs: Graphs, alpha: float, epsilon: float) -> None:
+def _solved(
+    pair: Pair, epsilon: float | None, tol: float, max_iter: int, watch: Watch
+) -> tuple[Float[Tensor, "n m"], Stop]:
+    """Descend from the product, which no symmetry of the tissue prefers."""
+    if epsilon is None:
+        found = descend(
+            pair, balanced(pair), product(pair), start="product", tol=tol, max_iter=max_iter,
+            watch=watch,
+        )  # fmt: skip
+    else:
+        found = solve_entropic(pair, epsilon=epsilon, tol=tol, max_iter=max_iter, watch=watch)
+    return dense(pair, found.plan), Stop(found.status, found.steps, found.residual)
+
+
+def _check(cells: Cells, atlas: Slice, graphs: Graphs, alpha: float, epsilon: float | None) -> None:
     for field, ids in (("cells", cells.ids), ("atlas", atlas.ids)):
         if len(ids) < FEWEST:
             raise IllPosed(f"{field}.dataset", f"{len(ids)} rows; a geometry needs {FEWEST}")
@@ -222,7 +239,7 @@ def _check(cells: Cells, atlas: Slice, graphs: Graphs, alpha: float, epsilon: fl
         raise IllPosed("graphs.components", "are taken of genes; the cells bring an embedding")
     if not 0 <= alpha <= 1:
         raise IllPosed("alpha", f"is {alpha}; it lies in [0, 1]")
-    if not epsilon > 0:
+    if epsilon is not None and not epsilon > 0:
         raise IllPosed("epsilon", f"is {epsilon}; it must be positive")
     z = atlas.coordinates
     if not bool(z.isfinite().all()):
@@ -294,7 +311,7 @@ def _placed(
 def _certificate(
     pair: Pair,
     P: Float[Tensor, "n m"],
-    epsilon: float,
+    epsilon: float | None,
     X: Float[Tensor, "n g"],
     carried: Float[Tensor, "m g"],
 ) -> Certificate:
@@ -307,7 +324,7 @@ def _certificate(
     return Certificate(
         float((mu - pair.a).abs().sum()),
         float((nu - pair.b).abs().sum()),
-        step_length(pair, P, epsilon),
+        gap_share(pair, P, balanced(pair)) if epsilon is None else step_length(pair, P, epsilon),
         float(pair.objective(P)) - value,
         float(off.abs().amax()),
     )
@@ -318,8 +335,8 @@ def _of_terms(pair: Pair, linear: float, quadratic: float) -> list[Caution]:
     alpha = pair.alpha
     if pair.M is None or not 0 < alpha < 1:
         return []
-    product = pair.a[:, None] * pair.b
-    power = [float(pair.linear(product)) * (1 - alpha), float(pair.quadratic(product)) * alpha]
+    even = product(pair)
+    power = [float(pair.linear(even)) * (1 - alpha), float(pair.quadratic(even)) * alpha]
     if max(power) <= UNBALANCED * min(power):
         return []
     name = "markers" if power[0] > power[1] else "neighbourhoods"
@@ -353,7 +370,7 @@ def _of_answer(held_out: HeldOut, stop: Stop) -> list[Caution]:
                 "not_converged",
                 f"ended as {stop.status} after {stop.iterations} steps, residual "
                 f"{stop.residual:.1e}",
-                "raise max_iter, epsilon or tol",
+                "raise max_iter, epsilon (where there is entropy) or tol",
             )
         )
     return told

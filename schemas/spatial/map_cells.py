@@ -92,15 +92,20 @@ class MapCellsRequest(Request):
         description="0 compares markers alone, 1 neighbourhoods alone: cells are then placed up to "
         "the symmetries of the tissue, which seldom is of use.",
     )
-    epsilon: float = Field(
+    epsilon: float | None = Field(
         5e-3,
         ge=1e-6,
         le=1e3,
         description="Entropic strength, for costs of at most 1: 1e-3 is sharp; large values spread "
-        "every cell over the whole tissue.",
+        "every cell over the whole tissue. Null leaves entropy out: few locations a cell, which "
+        "pays where markers are many.",
     )
     tol: float = Field(
-        1e-5, gt=0, lt=1, description="Stop when a step moves less than this share of the mass."
+        1e-5,
+        gt=0,
+        lt=1,
+        description="Stop when a step moves less than this share of the mass; without entropy, "
+        "when it gains less than this share of the objective.",
     )
     max_iter: int = Field(500, ge=1, le=100_000, description="Steps of the descent.")
 
@@ -159,7 +164,8 @@ class Certificate(Strict):
     marginal_error_a: float = Field(description="`|P 1 - a|_1`")
     marginal_error_b: float = Field(description="`|P^T 1 - b|_1`")
     fixed_point_residual: float = Field(
-        description="how far a full step would move the plan, in L1 as a share of its mass"
+        description="how far a full step would move the plan, in L1 as a share of its mass; "
+        "without entropy the Frank-Wolfe gap as a share of the linear term"
     )
     value_difference: float = Field(
         description="`value` minus its expansion from the marginals that the plan has"

@@ -24,6 +24,8 @@ from tests.algorithms.spatial.test_multiomics import paths_by_floyd
 ROUNDING = 1e-11
 # Two descents to one plan, each stopped when a step moves 1e-8 of the mass.
 SAME_PLAN = 1e-5
+# Stationary plans that begin at the product, by two line searches.
+SAME_VALUE = 1e-6
 TIGHT = {"tol": 1e-8, "epsilon": 0.02}
 EUCLIDEAN = Graphs(k=4, mode="distance", metric="euclidean")
 
@@ -157,6 +159,30 @@ def test_agrees_with_pot_on_the_same_costs():
         M, Dx, Dy, a, b, "square_loss", epsilon=0.02, alpha=0.4, tol=1e-12, max_iter=5000
     )
     assert np.abs(answer.plan.numpy() - peer).sum() < SAME_PLAN
+
+
+def test_without_entropy_plans_are_those_of_conditional_gradient():
+    cells, atlas = tissue(2)
+    markers = Markers(("g0", "g4"))
+    answer = map_cells(cells, atlas, markers, graphs=EUCLIDEAN, epsilon=None, tol=1e-12)
+    M = marker_cost(marker_panel(cells, atlas, markers, "none"), markers, needed=True).numpy()
+    z = features(cells, None, False), atlas.coordinates
+    Dx, Dy = (geodesics("x", proximity(x, "euclidean"), 4, "distance").D.numpy() for x in z)
+    a, b = np.full(30, 1 / 30), np.full(24, 1 / 24)
+    peer = ot.gromov.fused_gromov_wasserstein(M, Dx, Dy, a, b, "square_loss", alpha=0.5)
+    theirs = (
+        0.5 * (M * peer).sum()
+        + 0.5
+        * ot.gromov.gwggrad(*ot.gromov.init_matrix(Dx, Dy, a, b), peer).ravel()
+        @ peer.ravel()
+        / 2
+    )
+    assert answer.value <= theirs * (1 + SAME_VALUE)
+    assert answer.stop.status == "converged"
+    assert abs(answer.certificate.fixed_point_residual) < ROUNDING
+    assert int((answer.plan > 0).sum()) <= 2 * (30 + 24)
+    alone = map_cells(cells, atlas, markers, alpha=0.0, epsilon=None)
+    assert alone.transport_cost == pytest.approx(ot.emd2(a, b, M), rel=ROUNDING)
 
 
 @settings(max_examples=4, deadline=None)
@@ -344,7 +370,7 @@ def test_impossible_questions_name_the_field(field, sides, more):
 def test_neighbourhoods_pay_where_markers_are_few(count):
     if not SECTIONS.is_dir():
         pytest.skip(ABSENT)
-    cells, atlas = embryo(400, None)
+    cells, atlas = embryo(600, None)
     markers = drawn_markers(cells.genes, count)
     fused, linear = (map_cells(cells, atlas, markers, alpha=alpha) for alpha in (0.5, 0.0))
     assert fused.stop.status == linear.stop.status == "converged"

@@ -56,7 +56,11 @@ def _told(question: Mapping[str, Any], answer: Mapping[str, Any]) -> dict[str, A
         "likeliest": np.asarray(answer["likeliest"]),
         "markers": list(answer["marker_genes"]),
         "held_out": held,
-        "parameters": {name: question[name] for name in ("alpha", "epsilon", "raw_counts")},
+        "parameters": {
+            name: question[name]
+            for name in ("alpha", "epsilon", "raw_counts")
+            if question[name] is not None
+        },
         "objective": answer["value"],
         "status": answer["status"],
         "warnings": [warning["code"] for warning in answer["warnings"]],
