@@ -1,16 +1,17 @@
 """Frames that a slice carries within itself: its pitch, its axes, its coarse grid."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int
+from scipy.spatial import KDTree
 from torch import Tensor
 
 # Eigenvalues of the covariance closer than this are those of a round tissue: no axes.
 ROUND = 1e-6
-# Bisections of the cell side: 2^-40 of its bracket, far below any spacing of spots.
-HALVINGS = 40
+# Bisections of the cell side: 2^-30 of its bracket is far below any spacing of spots, and cells
+# are still numbered by whole numbers of 64 bits.
+HALVINGS = 30
 
 
 @dataclass(frozen=True)
@@ -29,9 +30,9 @@ class Frame:
 
 def pitch(z: Float[Tensor, "n 2"]) -> float:
     """Measure the median distance from a spot to the nearest spot at another place."""
-    D = torch.cdist(z, z, compute_mode="donot_use_mm_for_euclid_dist")
-    nearest = torch.where(D > 0, D, math.inf).amin(1)  # (n, n) -> (n,)
-    return float(nearest[nearest.isfinite()].quantile(0.5))
+    places, place = torch.unique(z.detach(), dim=0, return_inverse=True)
+    apart, _ = KDTree(places.numpy()).query(places.numpy(), k=2)
+    return float(torch.from_numpy(apart[:, 1])[place].quantile(0.5))
 
 
 def distances(z: Float[Tensor, "n 2"]) -> Float[Tensor, "n n"]:
@@ -56,14 +57,24 @@ def cells(x: Float[Tensor, "n 2"], count: int) -> Int[Tensor, "n"]:
 
     `x` in the canonical frame; the grid is centred on its origin. Returns the cell of each point.
     """
+    return in_cells(x, cell_side(x, count))
+
+
+def cell_side(x: Float[Tensor, "n 2"], count: int) -> float:
+    """Find the least side whose square cells hold points in at most `count` of them."""
     low, high = 0.0, 2 * float(x.abs().max()) + 1.0
-    best = torch.zeros(len(x), dtype=torch.long, device=x.device)
     for _ in range(HALVINGS):
         side = (low + high) / 2
-        corner = torch.floor(x / side + 0.5).long()
-        occupied, cell = torch.unique(corner, dim=0, return_inverse=True)
-        if len(occupied) <= count:
-            high, best = side, cell
+        if int(in_cells(x, side).max()) < count:
+            high = side
         else:
             low = side
-    return best
+    return high
+
+
+def in_cells(x: Float[Tensor, "n 2"], side: float) -> Int[Tensor, "n"]:
+    """Number the occupied cells of a square grid centred on the origin: the cell of each point."""
+    corner = torch.floor(x / side + 0.5).long()
+    corner = corner - corner.amin(0)  # one number a cell, in the order of its corners
+    number = corner[:, 0] * (corner[:, 1].max() + 1) + corner[:, 1]
+    return torch.unique(number, return_inverse=True)[1]

@@ -80,7 +80,10 @@ def aligned_pairs(
         left = 1 - count / len(pairs)
         watch(count, left)
         try:
-            found[k, l] = align(slices[k], slices[l], **options, watch=quietly(watch))
+            # what follows compares plans and distances of all spots
+            found[k, l] = align(
+                slices[k], slices[l], **options, solver="dense", watch=quietly(watch)
+            )
         except IllPosed as error:
             raise renamed(error, k, l) from error
     return found

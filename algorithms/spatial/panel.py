@@ -9,10 +9,10 @@ from scipy.sparse import csr_matrix
 from torch import Tensor
 
 from algorithms.errors import IllPosed
-from algorithms.spatial.align import ARRAY_PITCH
 from algorithms.spatial.expression import Expression, common_counts
 from algorithms.spatial.frames import pitch
 from algorithms.spatial.pairs import renamed
+from algorithms.spatial.setting import ARRAY_PITCH
 from algorithms.spatial.slice import Slice
 from algorithms.spatial.validity import check_kept, check_slices
 

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from algorithms.sparse import SparsePlan
+
 # Below this share of the larger singular value, the second is rounding: spots on one line.
 FLAT = 1e-12
 
@@ -70,6 +72,34 @@ def procrustes(
     p, q = P.sum(1), P.sum(0)
     source_mean, target_mean = p @ z / p.sum(), q @ y / q.sum()
     H = (y - target_mean).T @ (P.T @ (z - source_mean))  # (2, m) (m, n) (n, 2) -> (2, 2)
+    spread = (p @ (z - source_mean).square()).sum() * (q @ (y - target_mean).square()).sum()
+    return _turned(H, float(spread), source_mean, target_mean, allow_reflection)
+
+
+def procrustes_of_entries(
+    plan: SparsePlan,
+    z: Float[Tensor, "n 2"],
+    y: Float[Tensor, "m 2"],
+    *,
+    allow_reflection: bool = False,
+) -> Motion:
+    """Fit the same motion to a plan given by its entries, in time linear in their number."""
+    x, goal, mass = z[plan.rows], y[plan.cols], plan.mass / plan.mass.sum()
+    source_mean, target_mean = mass @ x, mass @ goal
+    x, goal = x - source_mean, goal - target_mean
+    H = goal.T @ (mass[:, None] * x)  # (2, nnz) (nnz, 2) -> (2, 2)
+    spread = (mass @ x.square()).sum() * (mass @ goal.square()).sum()
+    return _turned(H, float(spread), source_mean, target_mean, allow_reflection)
+
+
+def _turned(
+    H: Float[Tensor, "2 2"],
+    spread: float,
+    source_mean: Float[Tensor, "2"],
+    target_mean: Float[Tensor, "2"],
+    allow_reflection: bool,
+) -> Motion:
+    """Read the motion off the cross-covariance; `spread` is the product of both variances."""
     U, S, Vh = torch.linalg.svd(H)
     flat = bool(S[1] <= FLAT * S[0])
     d = torch.sign(torch.linalg.det(U @ Vh))
@@ -77,9 +107,8 @@ def procrustes(
     flip = torch.ones_like(S)
     if not (allow_reflection and mirrored):
         flip[1] = d
-    spread = (p @ (z - source_mean).square()).sum() * (q @ (y - target_mean).square()).sum()
     ratio = float(S[1] / S[0]) if S[0] > 0 else 0.0
-    strength = float((S[0] + flip[1] * S[1]) / spread.sqrt()) if spread > 0 else 0.0
+    strength = float(S[0] + flip[1] * S[1]) / math.sqrt(spread) if spread > 0 else 0.0
     R = U @ (flip[:, None] * Vh)
     return Motion(R, source_mean, target_mean, ratio, strength, mirrored)
 

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from algorithms.sparse import SparsePlan
 from algorithms.spatial.frames import pitch
 from algorithms.spatial.slice import Slice
 
@@ -37,7 +38,7 @@ class Scores:
 
 
 def scores(
-    P: Float[Tensor, "n m"],
+    plan: SparsePlan,
     source: Slice,
     target: Slice,
     matched: Bool[Tensor, "n"] | None = None,
@@ -46,50 +47,61 @@ def scores(
 
     Landmark errors are those of the source spots that count as `matched`; None counts them all.
     """
-    labels = _label_scores(P, source, target)
-    told = P if matched is None else P * matched[:, None]
-    landmarks = _landmark_scores(told, source, target)
+    labels = _label_scores(plan, source, target)
+    if matched is not None:
+        own = matched[plan.rows]
+        plan = SparsePlan(plan.rows[own], plan.cols[own], plan.mass[own])
+    landmarks = _landmark_scores(plan, source, target)
     return Scores(*labels, *landmarks)
 
 
 def _label_scores(
-    P: Tensor, source: Slice, target: Slice
+    plan: SparsePlan, source: Slice, target: Slice
 ) -> tuple[float | None, float | None, float | None]:
     if source.labels is None or target.labels is None:
         return None, None, None
     names = sorted({label for label in (*source.labels, *target.labels) if label is not None})
     code = {name: k for k, name in enumerate(names)}
-    L1, L2 = _one_hot(source.labels, code, P), _one_hot(target.labels, code, P)
-    joined = L1.T @ P @ L2  # (l, n) (n, m) (m, l) -> (l, l)
-    shares1, shares2 = P.sum(1) @ L1, P.sum(0) @ L2
-    if joined.sum() <= 0:
+    first, second = _coded(source.labels, code)[plan.rows], _coded(target.labels, code)[plan.cols]
+    both = (first >= 0) & (second >= 0)
+    joined = plan.mass[both].sum()
+    if joined <= 0:
         return None, None, None
-    shares1, shares2 = shares1 / shares1.sum(), shares2 / shares2.sum()
-    accuracy = joined.diagonal().sum() / joined.sum()
+    shares1, shares2 = (_shares(own, plan.mass, len(code)) for own in (first, second))
+    accuracy = plan.mass[both & (first == second)].sum() / joined
     return float(accuracy), float(torch.minimum(shares1, shares2).sum()), float(shares1 @ shares2)
 
 
-def _one_hot(labels: tuple[str | None, ...], code: dict[str, int], like: Tensor) -> Tensor:
-    known = [(row, code[label]) for row, label in enumerate(labels) if label is not None]
-    hot = torch.zeros(len(labels), len(code), dtype=like.dtype)
-    if known:
-        rows, cols = zip(*known, strict=True)
-        hot[list(rows), list(cols)] = 1.0
-    return hot
+def _coded(labels: tuple[str | None, ...], code: dict[str, int]) -> Int[Tensor, "n"]:
+    """Number the labels; -1 stands for none."""
+    return torch.tensor([-1 if label is None else code[label] for label in labels])
+
+
+def _shares(
+    codes: Int[Tensor, "nnz"], mass: Float[Tensor, "nnz"], count: int
+) -> Float[Tensor, "l"]:
+    """Add up the mass of each label, as shares of what is labelled."""
+    known = codes >= 0
+    total = torch.zeros(count, dtype=mass.dtype).index_add(0, codes[known], mass[known])
+    return total / total.sum()
 
 
 def _landmark_scores(
-    P: Tensor, source: Slice, target: Slice
+    plan: SparsePlan, source: Slice, target: Slice
 ) -> tuple[float | None, float | None, int]:
     w1, w2 = source.landmarks, target.landmarks
     if w1 is None or w2 is None:
         return None, None, 0
-    w1, w2 = w1.to(P.dtype), w2.to(P.dtype)
+    mass = plan.mass
+    w1, w2 = w1.to(mass.dtype), w2.to(mass.dtype)
     known1, known2 = w1.isfinite().all(1), w2.isfinite().all(1)
-    reached = P[:, known2].sum(1)  # (n, m) -> (n,)
-    scored = known1 & (reached > 0) & (reached >= KNOWN_SHARE * P.sum(1))
+    there = known2[plan.cols]
+    rows, sent = plan.rows[there], mass[there]
+    total = torch.zeros(len(w1), dtype=mass.dtype).index_add(0, plan.rows, mass)
+    reached = torch.zeros(len(w1), dtype=mass.dtype).index_add(0, rows, sent)
+    scored = known1 & (reached > 0) & (reached >= KNOWN_SHARE * total)
     if int(known1.sum()) < 2 or not bool(scored.any()):
         return None, None, 0
-    goal = P[:, known2] @ w2[known2] / reached[:, None]
-    error = (goal - w1)[scored].norm(dim=1) / pitch(w1[known1])
+    goal = torch.zeros_like(w1).index_add(0, rows, sent[:, None] * w2[plan.cols[there]])
+    error = (goal[scored] / reached[scored, None] - w1[scored]).norm(dim=1) / pitch(w1[known1])
     return float(error.quantile(0.5)), float(error.mean()), int(scored.sum())

@@ -10,7 +10,7 @@ from functools import partial
 
 from torch import Tensor
 
-from algorithms.spatial.fused import blurred, from_plan, from_vertex
+from algorithms.spatial.fused import NEARLY_ZERO, Fused, blurred, from_plan, from_vertex
 from algorithms.spatial.procrustes import Motion, procrustes, rotation
 from algorithms.spatial.starts import (
     Candidate,
@@ -52,6 +52,13 @@ class Found:
         if self.proper is not None and not allow_reflection:
             return self.proper
         return min((c for c in (self.proper, self.mirrored) if c is not None), key=_value)
+
+    def margin(self, problem: Fused) -> float | None:
+        """Compute F(mirrored) / F(proper) - 1; two exact fits, 0 against 0, have margin 0."""
+        if self.proper is None or self.mirrored is None:
+            return None
+        least = NEARLY_ZERO * problem.size
+        return (self.mirrored.value - self.proper.value) / max(self.proper.value, least)
 
 
 def from_product(pair: Pair, errand: Errand) -> Found:
@@ -189,3 +196,10 @@ def _sorted_out(pair: Pair, ends: list[Candidate], rows: Sequence[Start]) -> Fou
     proper, mirrored = _lowest(pair, ends, 1, False), _lowest(pair, ends, 1, True)
     lost = [c.dropped("descent") for c in ends if c not in proper + mirrored]
     return Found(proper[0] if proper else None, mirrored[0] if mirrored else None, (*rows, *lost))
+
+
+def table(found: Found, winner: Candidate) -> tuple[Start, ...]:
+    """List every start once, the winner first, then by value."""
+    ends = [c for c in (found.proper, found.mirrored) if c is not None and c is not winner]
+    rows = [*found.dropped, *(c.dropped("descent") for c in ends)]
+    return winner.dropped("winner"), *sorted(rows, key=lambda row: row.value)

@@ -10,7 +10,7 @@ from torch import Tensor
 from algorithms.errors import Caution, IllPosed
 from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.sparse import SparsePlan
-from algorithms.spatial.align import ARRAY_PITCH, AS_COUNTS, align
+from algorithms.spatial.align import AS_COUNTS, align
 from algorithms.spatial.bending import (
     Jacobian,
     gaussian_field,
@@ -23,6 +23,7 @@ from algorithms.spatial.expression import Expression
 from algorithms.spatial.frames import pitch
 from algorithms.spatial.motions import matched_motion, moved
 from algorithms.spatial.pairs import carried
+from algorithms.spatial.setting import ARRAY_PITCH
 from algorithms.spatial.slice import Slice
 from algorithms.spatial.validity import check_slices
 
@@ -132,7 +133,7 @@ def warp(
     if plan is None:
         options: dict[str, Any] = {
             "alpha": alpha, "expression": expression, "scale": scale,
-            "allow_reflection": allow_reflection,
+            "allow_reflection": allow_reflection, "solver": "dense",
         }  # fmt: skip
         answer = align(source, target, **options, watch=watch)
         plan, stop, told = answer.plan, answer.stop, answer.cautions

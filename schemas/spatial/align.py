@@ -1,6 +1,6 @@
 """Alignment of two tissue slices."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -11,6 +11,11 @@ from schemas.sparse import SparsePlan
 from schemas.spatial.expression import Expression
 from schemas.spatial.slice import Slice, aligning
 
+# Spots of the larger slice beyond which `auto` takes the hierarchical solver.
+DENSE_SPOTS = 5000
+# Bytes a spot that the hierarchical solver takes: its counts a few times, and its candidates.
+PER_SPOT = 1 << 16
+
 
 class AlignRequest(Request):
     """Align two tissue slices by fused Gromov-Wasserstein transport.
@@ -18,6 +23,10 @@ class AlignRequest(Request):
     Minimises `(1 - alpha) <M, P> + alpha sum (D_ii' - D'_jj')^2 P_ij P_i'j'` over couplings P of
     the spots, M the expression dissimilarity and D, D' the distances within each slice.
     """
+
+    smaller: ClassVar[str] = (
+        "ask for solver hierarchical, whose memory grows with the spots and not with their pairs"
+    )
 
     source: Slice = Field(description="The slice that moves.")
     target: Slice = Field(description="The slice that stays; its frame and unit are kept.")
@@ -44,6 +53,13 @@ class AlignRequest(Request):
         None,
         description="A plan between all rows of both files, >= 0, where the descent begins instead "
         "of a search; its marginals need not be exact. Not with pairs.",
+    )
+    solver: Literal["auto", "dense", "hierarchical"] = Field(
+        "auto",
+        description="dense compares all pairs of spots; hierarchical goes from superspots down to "
+        "spots with few candidates each, finds the overlap itself (mass is null or auto, no plan0) "
+        "and compares principal components; auto is hierarchical where a slice keeps more than "
+        "5,000 spots and neither a number for mass nor plan0 is given.",
     )
     init: Literal["multi", "product"] = Field(
         "multi", description="multi: many starts, screened; product: the plan a b^T alone."
@@ -81,9 +97,29 @@ class AlignRequest(Request):
             )  # fmt: skip
         return self
 
+    @model_validator(mode="after")
+    def _solvable(self) -> "AlignRequest":
+        if self.solver != "hierarchical" or not self._needs_dense():
+            return self
+        field = "mass" if self.plan0 is None else "plan0"
+        raise PydanticCustomError(
+            "validation",
+            "{field} is of the dense solver: the hierarchical one finds overlap and start itself",
+            {"field": field},
+        )
+
+    def _needs_dense(self) -> bool:
+        return self.plan0 is not None or self.mass not in (None, "auto", 1)
+
     def footprint(self) -> int:
-        """Count the matrices of all pairs of spots."""
-        return super().footprint() + aligning(self.source.spots, self.target.spots)
+        """Count the matrices of all pairs of spots, or the spots, as the solver needs."""
+        n, m = self.source.spots, self.target.spots
+        dense = aligning(n, m)
+        if self.solver == "hierarchical" or (self.solver == "auto" and not self._needs_dense()):
+            few = 0 if self.solver == "hierarchical" else DENSE_SPOTS
+            dense = aligning(min(n, few), min(m, few))
+        sparse = 0 if self.solver == "dense" else PER_SPOT * (n + m)
+        return super().footprint() + max(dense, sparse)
 
 
 class Start(Strict):
@@ -114,6 +150,52 @@ class Share(Strict):
     )
 
 
+class Refinement(Strict):
+    """One level of the hierarchical solver, from coarse to fine."""
+
+    spots_source: int = Field(description="superspots, or spots at the last level")
+    spots_target: int = Field(description="the same of the target")
+    unit: float = Field(description="side of a cell, or spacing of spots, in pitches of the target")
+    rounds: int = Field(description="matchings made")
+    change: float = Field(
+        description="root mean square, in units, by which the last round asked to move the spots"
+    )
+    settled: bool = Field(description="that was less than 0.01")
+    rotation_degrees: float = Field(
+        description="angle of the motion; of a mirrored slice after it was turned over"
+    )
+    expression_cost: float = Field(
+        description="mean cost of what was matched; random pairs have 2, and 0 is no difference"
+    )
+
+
+class Hierarchy(Strict):
+    """What the hierarchical solver knows beyond the plan."""
+
+    rigid: Annotated[ArrayRef, Dims("3 3")] = Field(
+        description="Rigid motion nearest to `transform`, which is affine."
+    )
+    residual: Annotated[ArrayRef, Dims("n 2")] = Field(
+        description="Smooth displacement in the target's unit; `aligned + residual` is bent."
+    )
+    residual_ratio: float | None = Field(
+        description="Mean square by which genes that were held out differ between a spot and its "
+        "place, with the residual over without: below 1 the residual is real. Null where fewer "
+        "than 50 genes left none to hold out."
+    )
+    genes_held_out: int = Field(description="Genes that took no part in the matching.")
+    outside_source: float = Field(
+        description="Share of the source spots kept that no target spot lies near."
+    )
+    outside_target: float = Field(description="The same of the target.")
+    levels: list[Refinement]
+    sinkhorn_residual: float = Field(
+        description="Of the last matching: what one more sweep would move, or the duality gap if "
+        "that is larger, as a share of the mass; 0 at its optimum."
+    )
+    distortion_error: float = Field(description="Standard error of `distortion`, a sampled mean.")
+
+
 class Scores(Strict):
     """How well labels and landmarks agree; null where the slices carry none."""
 
@@ -132,13 +214,16 @@ class Certificate(Strict):
 
     marginal_error_a: float = Field(description="`|P 1 - a|_1`; of a partial plan what exceeds a")
     marginal_error_b: float = Field(description="`|P^T 1 - b|_1`, likewise")
-    mass_error: float = Field(description="`|sum P - mass|`")
+    mass_error: float | None = Field(
+        description="`|sum P - mass|`; null of the hierarchical solver, which finds the mass"
+    )
     frank_wolfe_gap: float | None = Field(
         description="`<gradient, P - V>` for the best vertex V: 0 at a stationary point; null when "
-        "the computation was interrupted"
+        "the computation was interrupted, and of the hierarchical solver"
     )
-    value_difference: float = Field(
-        description="objective of the iteration minus objective recomputed from its formula"
+    value_difference: float | None = Field(
+        description="objective of the iteration minus objective recomputed from its formula; null "
+        "of the hierarchical solver"
     )
     reflection_margin: float | None = Field(
         description="mirrored_value / proper value - 1; negative says that a slice is mirrored"
@@ -163,17 +248,19 @@ class AlignResult(Result):
         description="Source coordinates moved into the target's frame, in rows of the file."
     )
     transform: Annotated[ArrayRef, Dims("3 3")] = Field(
-        description="Homogeneous matrix that maps original source coordinates to `aligned`."
+        description="Homogeneous matrix that maps original source coordinates to `aligned`: rigid "
+        "up to the unit, of the hierarchical solver affine."
     )
     value: float = Field(description="Objective, recomputed from the formula at the plan.")
     transport_cost: float = Field(description="Expression term `<M, P>`.")
-    distortion: float = Field(description="Geometry term.")
+    distortion: float = Field(description="Geometry term; of the hierarchical solver sampled.")
     mass_moved: float = Field(description="Mass of the plan; 1 is all of it.")
     curve: list[Share] = Field(
         description="What was seen at each share; for mass auto, else empty."
     )
     unmatched_source: Annotated[ArrayRef, Dims("n")] = Field(
-        description="True where a source spot carries less than half of its mass, or was filtered."
+        description="True where a source spot carries less than half of its mass (hierarchical: no "
+        "target spot lies near where it is moved to), or was filtered."
     )
     unmatched_target: Annotated[ArrayRef, Dims("m")] = Field(
         description="The same for each target spot."
@@ -187,6 +274,8 @@ class AlignResult(Result):
     reflected: bool = Field(description="The transform contains a reflection.")
     rotation_degrees: float = Field(description="Counter-clockwise angle of the motion.")
     starts: list[Start]
+    solver: Literal["dense", "hierarchical"] = Field(description="Which solver ran.")
+    hierarchy: Hierarchy | None = Field(description="Null of the dense solver.")
     scores: Scores
     certificate: Certificate
 

@@ -3,6 +3,8 @@
 import pytest
 from pydantic import ValidationError
 
+import algorithms.spatial.align
+import schemas.spatial.align
 from schemas.arrays import Shelf
 from schemas.samples import samples
 from schemas.sparse import SparsePlan
@@ -40,6 +42,8 @@ def test_pairs_and_plans():
         ({"plan0": [[0.5, -0.5]]}, "the smallest entry is -0.5"),
         ({"mass": 0.0}, "greater than 0"),
         ({"mass": "most"}, "'auto'"),
+        ({"mass": 0.5, "solver": "hierarchical"}, "mass is of the dense solver"),
+        ({"plan0": [[1.0]], "solver": "hierarchical"}, "plan0 is of the dense solver"),
     ],
 )
 def test_refused(fields, said):
@@ -49,8 +53,21 @@ def test_refused(fields, said):
 
 def test_memory_is_that_of_matrices_of_all_pairs():
     matrix = 8 * 50_000**2
-    assert 12 * matrix < asked(50_000).footprint() < 20 * matrix
-    assert asked(80).footprint() < 1 << 22
+    assert 12 * matrix < asked(50_000, solver="dense").footprint() < 20 * matrix
+    assert 12 * matrix < asked(50_000, mass=0.5).footprint() < 20 * matrix
+    assert asked(80, solver="dense").footprint() < 1 << 22
+
+
+def test_memory_of_large_slices_grows_with_the_spots():
+    few, many = (asked(spots, solver="hierarchical").footprint() for spots in (10_000, 20_000))
+    assert many == 2 * few < 4 << 30
+    assert asked(50_000).footprint() == asked(50_000, solver="hierarchical").footprint()
+    # what is kept of a large file may still be few enough for the dense solver
+    assert asked(6_000).footprint() == asked(5_000, solver="dense").footprint()
+
+
+def test_both_sides_of_the_mirror_choose_alike():
+    assert schemas.spatial.align.DENSE_SPOTS == algorithms.spatial.align.DENSE_SPOTS
 
 
 @pytest.mark.parametrize("rows", [[0.0, 1.0], [-1, 0]])

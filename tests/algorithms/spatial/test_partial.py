@@ -10,6 +10,7 @@ from algorithms.errors import IllPosed
 from algorithms.quadratic.objective import Pair
 from algorithms.quadratic.partial import capped
 from algorithms.spaces import Relations
+from algorithms.sparse import SparsePlan
 from algorithms.spatial.align import align
 from algorithms.spatial.cautions import DOUBTFUL, SMALL_OVERLAP, of_overlap
 from algorithms.spatial.expression import Expression, common_counts, dissimilarity
@@ -220,11 +221,12 @@ def test_doubt_is_told():
 
 def test_landmarks_are_scored_on_matched_spots():
     target = reordered(SOURCE, np.roll(np.arange(80), 1))
-    P = torch.eye(80, dtype=torch.float64) / 80  # row k goes to spot k - 1
+    each = torch.arange(80)
+    plan = SparsePlan(each, each, torch.full((80,), 1 / 80, dtype=torch.float64))
     matched = torch.zeros(80, dtype=torch.bool)
     matched[:10] = True
-    assert scores(P, SOURCE, target).landmark_spots == 80
-    assert scores(P, SOURCE, target, matched).landmark_spots == 10
+    assert scores(plan, SOURCE, target).landmark_spots == 80
+    assert scores(plan, SOURCE, target, matched).landmark_spots == 10
 
 
 real = pytest.mark.skipif(not SECTIONS.is_dir(), reason=ABSENT)

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
@@ -13,6 +14,10 @@ from workers.figures.style import BLUE, GREY, ORANGE, plane, sheet
 Places = NDArray[np.float64]
 # Masses of whole plans are 1 up to rounding.
 PARTIAL = 1e-9
+# More spots than this are drawn as pixels, also in a vector file, which they would make enormous.
+AS_PIXELS = 5000
+# Area of the markers in the legend: those of large slices are too small to tell colours apart.
+LEGEND = 30.0
 
 
 def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
@@ -40,17 +45,28 @@ def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
         if lone.any():
             _lone(axes, moved[lone], size)
         plane(axes, title, "file unit")
-    panels[1, 0].legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
+    _legend(panels[1, 0])
     if partial:
         _curve(panels[0, 2], answer)
         _mass(panels[1, 2], aligned, plan, size)
     figure.suptitle(_caption(answer), fontsize=12)
+    if len(source) + len(target) > AS_PIXELS:
+        for axes in figure.axes:
+            for spots in axes.collections:
+                spots.set_rasterized(True)
     return figure
 
 
 def marker_size(spots: int) -> float:
     """Choose a marker area that fills a panel without covering neighbours."""
     return float(np.clip(14_000 / max(spots, 1), 1.5, 60))
+
+
+def _legend(axes: Axes) -> None:
+    legend = axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.13), ncols=3, frameon=False)
+    for handle in legend.legend_handles:
+        if isinstance(handle, PathCollection):
+            handle.set_sizes(np.maximum(handle.get_sizes(), LEGEND))
 
 
 def _matched(axes: Axes, places: Places, colours: Places, known: NDArray[Any], size: float) -> None:
@@ -113,6 +129,8 @@ def _carried(
 
 def _caption(answer: Mapping[str, Any]) -> str:
     words = [f"objective {answer['value']:.4f}", f"rotation {answer['rotation_degrees']:.1f} deg"]
+    if answer["solver"] == "hierarchical":
+        words.insert(0, "hierarchical")
     if answer["mass_moved"] < 1 - PARTIAL:
         words.append(f"mass {answer['mass_moved']:.2f}")
     scores = answer["scores"]

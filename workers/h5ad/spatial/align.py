@@ -17,7 +17,9 @@ def annotate(question: Mapping[str, Any], answer: Mapping[str, Any]) -> anndata.
     `obs['slice']` tells them apart, `obs['unmatched']` marks spots without a partner,
     `obsm['spatial']` has the coordinates of the files, `obsm['spatial_aligned']` those in the
     target's frame, `uns['alignment']` the transform, the plan by rows of each slice, the scores
-    and the objective. Names that occur in both slices get the slice's name in front.
+    and the objective. Of the hierarchical solver, adding `obsm['spatial_residual']` to
+    `obsm['spatial_aligned']` follows the bends of the tissue. Names that occur in both slices get
+    the slice's name in front.
     """
     source, target = question["source"], question["target"]
     common = [gene for gene in source.genes if gene in set(target.genes)]
@@ -38,6 +40,10 @@ def annotate(question: Mapping[str, Any], answer: Mapping[str, Any]) -> anndata.
         uns={"alignment": _summary(answer)},
     )
     data.obsm["spatial"], data.obsm["spatial_aligned"] = places, aligned
+    if answer["hierarchy"] is not None:
+        residual = np.zeros_like(places)
+        residual[: len(source.ids)] = answer["hierarchy"]["residual"]
+        data.obsm["spatial_residual"] = residual
     return data
 
 
@@ -51,8 +57,11 @@ def _labels(piece: Slice) -> tuple[str | None, ...]:
 
 
 def _summary(answer: Mapping[str, Any]) -> dict[str, Any]:
-    plan, scores = answer["plan"], answer["scores"]
+    plan, scores, hierarchy = answer["plan"], answer["scores"], answer["hierarchy"]
+    more = {} if hierarchy is None else {"rigid": hierarchy["rigid"]}
     return {
+        **more,
+        "solver": answer["solver"],
         "transform": answer["transform"],
         "plan": {"rows": plan["rows"], "cols": plan["cols"], "mass": plan["mass"]},
         "objective": answer["value"],
