@@ -1,9 +1,12 @@
-"""Every benchmark, one after the other: `python -m bench [spatial transport latency batch ...]`."""
+"""Every benchmark, one after the other: `python -m bench [spatial transport latency ...]`."""
 
 import subprocess
 import sys
 
-BENCHES = ("spatial", "transport", "latency", "batch", "codecs")
+BENCHES = (
+    "spatial", "spatial_peers", "spatial_slices", "map_cells", "multiomics",
+    "structured", "transport", "topk_learning", "topk_prune", "latency", "batch", "codecs",
+)  # fmt: skip
 
 
 def main() -> int:

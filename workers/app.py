@@ -88,13 +88,14 @@ def desk() -> Any:
 @worker_process_init.connect
 def warm_up(**_: Any) -> None:
     """Import everything before the first job arrives; then sign the worker in."""
-    from workers.bind import target
+    from workers.bind import prepare, target
     from workers.perform import KINDS
 
     desk()
     assert KINDS, "importing it is the point: what a job needs is there before the first arrives"
     for routine in ROUTINES.values():
         target(routine)
+        prepare(routine)
     gc.freeze()  # what is there now stays: collections need not look at it
     gc.set_threshold(*RARELY)
     with contextlib.suppress(RedisError):  # the next child signs, or the store comes back

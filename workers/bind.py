@@ -42,6 +42,13 @@ def target(routine: Routine) -> Callable[..., Any]:
     return getattr(import_module(f"algorithms.{routine.name}"), name)
 
 
+def prepare(routine: Routine) -> None:
+    """Let a routine's module do ahead, in its `prepare`, what its first question would wait for."""
+    ahead = getattr(import_module(f"algorithms.{routine.name}"), "prepare", None)
+    if ahead is not None:
+        ahead()
+
+
 def call(
     routine: Routine, arguments: Mapping[str, Any], *, seed: int, place: Place, watch: Watch
 ) -> Any:

@@ -18,6 +18,7 @@ from algorithms.topk.windows import distances
 
 # A relative lam beyond these bounds acts like the bound: it keeps squares and roots finite.
 LEAST, MOST = 1e-140, 1e140
+SMALLEST = 1e-300  # of what is divided by
 # Newton's steps from above for the shrinkage of any exponent: quadratic, monotone, a few suffice.
 STEPS = 64
 
@@ -112,6 +113,11 @@ def _shrink_by_steps(s: Tensor, lam: Tensor, p: float, r: float) -> Tensor:
     return v.clamp(min=0)
 
 
+def _from_anchor(s: Tensor, scale: Tensor, a: Tensor, lam: Tensor) -> Float[Tensor, "B n"]:
+    """Measure before scaling, where differences of near magnitudes are exact."""
+    return distances(s, a * scale, (lam * scale).clamp(min=SMALLEST))
+
+
 def scaled(
     x: Float[Tensor, "B n"], k: Float[Tensor, "B"], lam: Float[Tensor, "B"], p: float
 ) -> tuple[Shrunk, Float[Tensor, "B n"], Float[Tensor, "B"], Float[Tensor, "B"]]:
@@ -131,7 +137,7 @@ def scaled(
     high = torch.where(hard, gap, torch.maximum(gap, low))
     none = torch.zeros_like(k, dtype=torch.int64)
     rows = Shrunk(scale, a, low, lam, hard, none, Stop("converged", 0, 0.0), "wide")
-    return rows, distances(s.double() / scale[:, None], a, lam), low, high
+    return rows, _from_anchor(s, scale, a, lam), low, high
 
 
 def solve_magnitudes(
@@ -163,8 +169,8 @@ def solve_magnitudes(
 
 def parts(x: Float[Tensor, "B n"], rows: Shrunk, p: float, kept: Tensor) -> Parts:
     """Tell the entries of the scaled rows apart; `kept` is how many each row keeps (0: none)."""
+    z = _from_anchor(x.abs(), rows.scale, rows.a, rows.lam) - rows.t[:, None]
     s = x.abs().double() / rows.scale[:, None]
-    z = distances(s, rows.a, rows.lam) - rows.t[:, None]
     theta = (rows.a + rows.lam * rows.t)[:, None]
     capped = (z > 0) & (raised(z.clamp(min=0), exponent(p)) >= theta)
     capped = torch.where(rows.hard[:, None], s >= rows.a[:, None], capped)

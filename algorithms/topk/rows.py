@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 # Entries for which a second thread pays for being told.
 A_THREAD = 100_000
 TYPES = (torch.float32, torch.float64)
+WORTH_TELLING = 3.0  # seconds: they were compiled, not loaded from disk
 # Set unless loops are being compiled: until then tensor code answers.
 _at_rest = threading.Event()
 _at_rest.set()
@@ -153,7 +154,8 @@ def compile_rows() -> float:
         pull_mask_rows(x, x, lam, 1.0, mask_rows(x, k, lam, 1.0)[1])
         pull_value_rows(x, k, x, 1.0, value_rows(x, k, lam, 1.0)[1])
     seconds = time.perf_counter() - began
-    log.info("row loops of the relaxed top-k ready after %.1f s", seconds)
+    level = logging.WARNING if seconds > WORTH_TELLING else logging.INFO
+    log.log(level, "row loops of the relaxed top-k are ready after %.1f s", seconds)
     return seconds
 
 
