@@ -95,11 +95,12 @@ def warm_up(**_: Any) -> None:
     assert KINDS, "importing it is the point: what a job needs is there before the first arrives"
     for routine in ROUTINES.values():
         target(routine)
-        prepare(routine)
     gc.freeze()  # what is there now stays: collections need not look at it
     gc.set_threshold(*RARELY)
     with contextlib.suppress(RedisError):  # the next child signs, or the store comes back
         desk().store.do(ledger.alive(name_of(os.getppid()), warm=True))
+    for routine in ROUTINES.values():  # last: what it starts would slow the imports down
+        prepare(routine)
 
 
 def _register(name: str) -> None:
