@@ -5,7 +5,7 @@ import sys
 
 BENCHES = (
     "spatial", "spatial_peers", "spatial_slices", "map_cells", "multiomics",
-    "structured", "transport", "topk_learning", "topk_prune", "latency", "batch", "codecs",
+    "structured", "transport", "topk", "topk_learning", "topk_prune", "latency", "batch", "codecs",
 )  # fmt: skip
 
 
