@@ -95,9 +95,10 @@ def mask(
     if tangent is not None:
         assert isinstance(rows.solved, Solved)
         moved = push_mask(known.detach(), given.detach(), rows.solved, rho, tangent)
-    proof = certified(known.detach(), kept, given.detach(), rows, rho)
+    plain = kept.detach() if isinstance(kept, Tensor) else kept
+    proof = certified(known.detach(), plain, given.detach(), rows, rho)
     stop = Stop(rows.stop.status, rows.stop.iterations, proof.sum_error)
-    cautions = mask_cautions(known.detach(), kept, given.detach(), rows, rho, method)
+    cautions = mask_cautions(known.detach(), plain, given.detach(), rows, rho, method)
     return Masks(
         y=dense,
         entries=entries,
