@@ -56,6 +56,8 @@ CASES = {
     "20,000 whole, seed 1": Case(20_000, 0.0, 1, "hierarchical"),
     "20,000 torn .15": Case(20_000, 0.15, 0, "hierarchical"),
     "20,000 torn .15, seed 1": Case(20_000, 0.15, 1, "hierarchical"),
+    "20,000 torn .15, seed 4": Case(20_000, 0.15, 4, "hierarchical"),
+    "20,000 torn .15, seed 5": Case(20_000, 0.15, 5, "hierarchical"),
     "50,000 whole": Case(50_000, 0.0, 0, "hierarchical"),
 }
 
