@@ -147,4 +147,6 @@ EXAMPLE = {
         {"dataset": sample("section_2.h5ad"), "label_key": "domain"},
     ],
     "rank": 4,
+    "template": 0,
+    "tol": 1e-3,
 }
