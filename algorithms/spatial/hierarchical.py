@@ -230,6 +230,17 @@ def _told(
     if search.proper is not None and search.mirrored is not None:
         margin = search.margin(found.coarse.pair.problem) or 0.0
         told += cautions.of_orientation(search.proper.value, search.mirrored.value, margin)
+    elif search.proper is None and not asked.allow_reflection:
+        told.append(
+            Caution(
+                "reflected",
+                "every descent between superspots ended in a mirrored alignment; the best, "
+                f"{search.best(True).value:.6g}, is not allowed, and the motion starts from its "
+                "plan",
+                "was a section turned over, or does y point down in one file? Allow it with "
+                "allow_reflection=true",
+            )
+        )
     inside = 1 - float(end.matching.outside_source.double().mean())
     none = torch.zeros(0, 0, dtype=torch.float64)
     overlap = Overlap(none, 0.0, inside, end.stop, doubt=None)

@@ -140,9 +140,10 @@ def begun(
         else:
             found = screened(pair, errand)
         best = found.best(asked.allow_reflection)
-        begins = bearings(pair, best.state.P, best.mirrored)
+        mirrored = best.mirrored and asked.allow_reflection
+        begins = bearings(pair, best.state.P, mirrored)
         share = matched(pair, errand, begins, None)
-    motion = procrustes(share.P, pair.z, pair.y, allow_reflection=best.mirrored)
+    motion = procrustes(share.P, pair.z, pair.y, allow_reflection=mirrored)
     # from cells about their centres to units about the means of the spots
     T = _written(
         replace(
