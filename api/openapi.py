@@ -87,12 +87,33 @@ def _schemas() -> tuple[Mapping[Any, Document], Document]:
     return references, found.get("$defs", {})
 
 
+# What addresses say of models until the document is asked for: describing all of them takes a
+# third of the gateway's start.
+_LATER: dict[str, tuple[type[BaseModel], JsonSchemaMode]] = {}
+
+
 def _answered(model: type[BaseModel]) -> Document:
-    return _schemas()[0][model, "serialization"]
+    return _later(model, "serialization")
 
 
 def _asked(model: type[BaseModel]) -> Document:
-    return _schemas()[0][model, "validation"]
+    return _later(model, "validation")
+
+
+def _later(model: type[BaseModel], mode: JsonSchemaMode) -> Document:
+    name = f"#/later/{mode}/{model.__module__}.{model.__qualname__}"
+    _LATER[name] = model, mode
+    return {"$ref": name}
+
+
+def _settled(part: Any) -> Any:
+    """Put the descriptions of models into a part of the document."""
+    if isinstance(part, dict):
+        name = part.get("$ref")
+        if name in _LATER:
+            return _schemas()[0][_LATER[name]]
+        return {key: _settled(inner) for key, inner in part.items()}
+    return [_settled(inner) for inner in part] if isinstance(part, list) else part
 
 
 def _content(schema: Document, media: str = JSON) -> Document:
@@ -300,7 +321,7 @@ def document(app: FastAPI, guarded: bool) -> Document:
         "responses": {f"Problem{status}": _problem(status) for status in WRITES},
         "securitySchemes": SECURITY,
     }
-    return found
+    return _settled(found)
 
 
 def _complete(path: str, method: str, operation: Document, guarded: bool) -> None:
