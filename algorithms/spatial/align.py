@@ -50,6 +50,8 @@ from algorithms.spatial.validity import check_kept, check_slices
 
 # More spots in a slice than this, and `auto` takes the hierarchical solver.
 DENSE_SPOTS = 5000
+# Up to so many pairs of spots, descents run beside one another.
+ROOMY = 2500**2
 AS_COUNTS = Expression()
 
 
@@ -151,7 +153,8 @@ def align(
     Notes:
         One step costs a transport problem, O(n m (n + m)) in practice, and a product O(n^2 m).
         Two cores: about 2 s for 300 spots a slice, 8 s for 600. Memory: some 30 n x m matrices
-        of float64 while many starts are alive. Starts run in torch.get_num_threads() threads;
+        of float64 while many starts are alive; of more than 6 million pairs of spots one descent
+        at a time (3.6 GiB for 5,000 spots a slice). Starts run in torch.get_num_threads() threads;
         the answer does not depend on their timing. Turning, shifting or reordering the upload
         changes nothing but rounding, since angles are counted from the tissue's own axes (a
         round tissue has none: caution). The plan is piecewise constant in its inputs: no gradient.
@@ -184,7 +187,9 @@ def align(
             raise IllPosed("plan0", "comes instead of pairs, not with them")
         guide = procrustes(plan, pair.z, pair.y, allow_reflection=allow_reflection)
     lent = shared(watch)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    # a descent holds some ten matrices of all pairs: large ones go one after another
+    together = torch.get_num_threads() if M.numel() <= ROOMY else 1
+    with ThreadPoolExecutor(together) as pool:
         errand = Errand(tol, max_iter, pool, lent)
         search = _Search(init, effort, allow_reflection, guide, plan)
         if mass is None:
