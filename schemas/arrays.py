@@ -2,7 +2,7 @@
 
 import base64
 import binascii
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, ClassVar, Literal, get_args
@@ -316,16 +316,19 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
         value = getattr(model, name)
         if type(value) in PLAIN:  # told at once: pydantic's own isinstance is slow
             continue
-        if isinstance(value, ArrayRef):
-            if dims is not None:
-                yield f"{prefix}{name}", value, dims
-        elif isinstance(value, BaseModel):
-            yield from arrays_in(value, f"{prefix}{name}.")
-        elif isinstance(value, list):
-            yield from _arrays_of_items(value, f"{prefix}{name}.")
-        elif isinstance(value, dict) and dims is not None:
-            for key, ref in value.items():
-                yield f"{prefix}{name}.{key}", ref, dims
+        yield from _arrays_of(value, f"{prefix}{name}", dims)
+
+
+def _arrays_of(value: Any, path: str, dims: str | None) -> Iterable[tuple[str, ArrayRef, str]]:
+    if isinstance(value, BaseModel):
+        return arrays_in(value, f"{path}.")
+    if isinstance(value, list):
+        return _arrays_of_items(value, f"{path}.")
+    if dims is None:
+        return ()
+    if isinstance(value, dict):
+        return ((f"{path}.{name}", ref, dims) for name, ref in value.items())
+    return ((path, value, dims),) if isinstance(value, ArrayRef) else ()
 
 
 def _arrays_of_items(items: list[Any], prefix: str) -> Iterator[tuple[str, ArrayRef, str]]:

@@ -52,10 +52,12 @@ def _step(
     A half sweep in the log domain, a whole one where the columns need it, then the kernel's.
     """
     L = C.neg_().add_(a.log()[:, None]).add_(g + b.log())
-    L.add_((a.log() - L.logsumexp(1))[:, None])
+    L.sub_(L.amax(1, keepdim=True))
     K = L.exp()
-    t = K.sum(0)
+    share = a / K.sum(1)  # what a row is scaled by; the kernel need not be
+    t = share @ K
     if float((t / b).amin()) < LOST:
+        L.add_(share.log()[:, None])
         back = b.log() - L.logsumexp(0)
         g = g + back
         torch.exp(L.add_(back), out=K)

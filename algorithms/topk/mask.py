@@ -11,7 +11,7 @@ from algorithms.iterate import Stop, Watch, unwatched
 from algorithms.topk.cautions import mask_cautions
 from algorithms.topk.derivatives import push_mask
 from algorithms.topk.methods import Method
-from algorithms.topk.operator import Rows, auto_lam, differentiable_mask, value_of
+from algorithms.topk.operator import Rows, auto_lam, differentiable_mask, still, value_of
 from algorithms.topk.questions import Number, amounts
 from algorithms.topk.response import Regularizer, Response, response
 from algorithms.topk.rows import compile_ahead
@@ -95,10 +95,9 @@ def mask(
     if tangent is not None:
         assert isinstance(rows.solved, Solved)
         moved = push_mask(known.detach(), given.detach(), rows.solved, rho, tangent)
-    plain = kept.detach() if isinstance(kept, Tensor) else kept
-    proof = certified(known.detach(), plain, given.detach(), rows, rho)
+    proof = certified(known.detach(), still(kept), given.detach(), rows, rho)
     stop = Stop(rows.stop.status, rows.stop.iterations, proof.sum_error)
-    cautions = mask_cautions(known.detach(), plain, given.detach(), rows, rho, method)
+    cautions = mask_cautions(known.detach(), still(kept), given.detach(), rows, rho, method)
     return Masks(
         y=dense,
         entries=entries,

@@ -118,7 +118,7 @@ def differentiable_mask(
     watch: Watch = unwatched,
 ) -> tuple[Float[Tensor, "B n"], Rows]:
     """Compute the masks with derivatives, and what else is known of them."""
-    plain = (v.detach() if isinstance(v, Tensor) else v for v in (k, lam))
+    plain = still(k), still(lam)
     rows = solve_mask(x.detach(), *plain, p=p, regularizer=regularizer, method=method, watch=watch)
     rho = response(p, regularizer)
     y = Mask.apply(x, _as_tensor(k, x), _as_tensor(lam, x), rows.y, rows.solved, rho)
@@ -154,8 +154,8 @@ def differentiable_values(
     watch: Watch = unwatched,
 ) -> tuple[Float[Tensor, "B n"], Rows]:
     """Compute the values with derivatives, and what else is known of them."""
-    k, still = (v.detach() if isinstance(v, Tensor) else v for v in (k, lam))
-    rows = solve_values(x.detach(), k, still, p=p, debias=debias, method=method, watch=watch)
+    k, plain = still(k), still(lam)
+    rows = solve_values(x.detach(), k, plain, p=p, debias=debias, method=method, watch=watch)
     kept = _as_tensor(k, x).double().expand(x.shape[0])
     y = Values.apply(x, _as_tensor(lam, x), kept, rows.y, rows.solved, p, debias)
     return y, rows
@@ -168,11 +168,12 @@ def regularised_value(
 
     Its gradients are the mask, tau (for k) and `-(1/p) sum y^p` (for lam): envelope theorem.
     """
-    rows = solve_mask(x.detach(), _still(k), _still(lam), p=p)
+    rows = solve_mask(x.detach(), still(k), still(lam), p=p)
     return value_of(x, k, lam, rows, response(p, "power"))
 
 
-def _still(value: Number) -> Number:
+def still(value: Number) -> Number:
+    """Leave out the gradient of what may be a tensor."""
     return value.detach() if isinstance(value, Tensor) else value
 
 

@@ -55,18 +55,7 @@ def mask_rows(
     out: Float[Tensor, "B n"] | None = None,
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "3 B"], Int[Tensor, "3 B"]]:
     """Compute masks; see `row_masks.masks` for the meaning of what comes with them."""
-    B, n = x.shape
-    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    found, counts = torch.empty(3, B, dtype=torch.float64), torch.empty(3, B, dtype=torch.int64)
-    given = [v.contiguous().numpy() for v in (x, k, lam)]
-    taken = [v.numpy() for v in (y, found, counts)]
-
-    def walk(part: slice) -> None:
-        rows = (v[part] for v in given)
-        masks(*rows, r, taken[0][part], taken[1][:, part], taken[2][:, part])
-
-    _shared(B, B * n, walk)
-    return y, found, counts
+    return _computed(masks, 3, (x, k, lam), r, out)
 
 
 def pull_mask_rows(
@@ -79,17 +68,8 @@ def pull_mask_rows(
     out: Float[Tensor, "B n"] | None = None,
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "2 B"]]:
     """Pull cotangents of masks back to x, and to k and lam of each row."""
-    B, n = x.shape
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    more = torch.empty(2, B, dtype=torch.float64)
-    given = [v.contiguous().numpy() for v in (x, g, lam)]
-    seen, taken, ends = found.numpy(), dx.numpy(), more.numpy()
-
-    def walk(part: slice) -> None:
-        masks_back(*(v[part] for v in given), r, seen[:, part], taken[part], ends[:, part])
-
-    _shared(B, B * n, walk)
-    return dx, more
+    more = torch.empty(2, x.shape[0], dtype=torch.float64)
+    return _pulled(masks_back, (x, g, lam), r, found, more, out), more
 
 
 def value_rows(
@@ -101,18 +81,7 @@ def value_rows(
     out: Float[Tensor, "B n"] | None = None,
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "6 B"], Int[Tensor, "3 B"]]:
     """Compute de-biased values; see `row_values.values` for what comes with them."""
-    B, n = x.shape
-    y = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    found, counts = torch.empty(6, B, dtype=torch.float64), torch.empty(3, B, dtype=torch.int64)
-    given = [v.contiguous().numpy() for v in (x, k, lam)]
-    taken = [v.numpy() for v in (y, found, counts)]
-
-    def walk(part: slice) -> None:
-        rows = (v[part] for v in given)
-        values(*rows, r, taken[0][part], taken[1][:, part], taken[2][:, part])
-
-    _shared(B, B * n, walk)
-    return y, found, counts
+    return _computed(values, 6, (x, k, lam), r, out)
 
 
 def pull_value_rows(
@@ -125,17 +94,51 @@ def pull_value_rows(
     out: Float[Tensor, "B n"] | None = None,
 ) -> tuple[Float[Tensor, "B n"], Float[Tensor, "B"]]:
     """Pull cotangents of de-biased values back to x, and to lam of each row."""
-    B, n = x.shape
-    dx = torch.empty_like(x, memory_format=torch.contiguous_format) if out is None else out
-    more = torch.empty(B, dtype=torch.float64)
-    given = [v.contiguous().numpy() for v in (x, k, g)]
-    seen, taken, ends = found.numpy(), dx.numpy(), more.numpy()
+    more = torch.empty(x.shape[0], dtype=torch.float64)
+    return _pulled(values_back, (x, k, g), r, found, more, out), more
+
+
+def _computed(
+    loop: Callable[..., None],
+    kinds: int,
+    given: tuple[Tensor, Tensor, Tensor],
+    r: float,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Let a loop fill rows, with so many numbers of each row found on the way, and three counts."""
+    B, n = given[0].shape
+    y = torch.empty_like(given[0], memory_format=torch.contiguous_format) if out is None else out
+    found = torch.empty(kinds, B, dtype=torch.float64)
+    counts = torch.empty(3, B, dtype=torch.int64)
+    asked = [v.contiguous().numpy() for v in given]
+    rows, numbers, counted = (v.numpy() for v in (y, found, counts))
 
     def walk(part: slice) -> None:
-        values_back(*(v[part] for v in given), r, seen[:, part], taken[part], ends[part])
+        loop(*(v[part] for v in asked), r, rows[part], numbers[:, part], counted[:, part])
 
     _shared(B, B * n, walk)
-    return dx, more
+    return y, found, counts
+
+
+def _pulled(
+    loop: Callable[..., None],
+    given: tuple[Tensor, Tensor, Tensor],
+    r: float,
+    found: Tensor,
+    more: Tensor,
+    out: Tensor | None,
+) -> Tensor:
+    """Let a loop pull cotangents back to rows, and into `more`, whose last axis are rows."""
+    B, n = given[0].shape
+    dx = torch.empty_like(given[0], memory_format=torch.contiguous_format) if out is None else out
+    asked = [v.contiguous().numpy() for v in given]
+    seen, rows, ends = found.numpy(), dx.numpy(), more.numpy()
+
+    def walk(part: slice) -> None:
+        loop(*(v[part] for v in asked), r, seen[:, part], rows[part], ends[..., part])
+
+    _shared(B, B * n, walk)
+    return dx
 
 
 def runs_on(like: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""How many entries a row keeps: a number for all rows, or one of each."""
+"""What questions of this family share: how many entries a row keeps, how smoothly, and how."""
 
 from pydantic_core import PydanticCustomError
 
@@ -33,4 +33,13 @@ def check_strengths(lam_rows: ArrayRef | None) -> None:
         raise PydanticCustomError(
             "validation", "the least entry is {low}; expected all > 0",
             {"field": "lam_rows", "low": lam_rows.facts.low or 0.0},
+        )  # fmt: skip
+
+
+def check_method(method: str, p: float) -> None:
+    """Refuse alternating projections where they do not project."""
+    if method == "dykstra" and p != 2:
+        raise PydanticCustomError(
+            "validation", "dykstra is for p = 2, received p = {p}; expected newton, sort or pav",
+            {"field": "method", "p": p},
         )  # fmt: skip

@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.arrays import ArrayRef, Differentiable, Dims, Request, Result, Strict
-from schemas.topk.amounts import check_amounts, check_strengths
+from schemas.topk.amounts import check_amounts, check_method, check_strengths
 from schemas.topk.sparse_rows import SparseRows
 
 COPIES = 8  # arrays as large as the scores that are held at once, in float64
@@ -91,12 +91,7 @@ class MaskRequest(Request):
                 "validation", "{method} is for the power regularizer; expected newton here",
                 {"field": "method", "method": self.method},
             )  # fmt: skip
-        if self.method == "dykstra" and self.p != 2:
-            raise PydanticCustomError(
-                "validation",
-                "dykstra is for p = 2, received p = {p}; expected newton, sort or pav",
-                {"field": "method", "p": self.p},
-            )  # fmt: skip
+        check_method(self.method, self.p)
         if self.valid is not None and self.valid.facts.low not in (0, 1):
             raise PydanticCustomError(
                 "validation", "entries are 0 or 1, received {low}",

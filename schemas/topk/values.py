@@ -6,7 +6,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from schemas.arrays import ArrayRef, Differentiable, Dims, Request, Result, Strict
-from schemas.topk.amounts import check_amounts, check_strengths
+from schemas.topk.amounts import check_amounts, check_method, check_strengths
 from schemas.topk.sparse_rows import SparseRows
 
 COPIES = 14  # arrays as large as the rows that are held at once, in float64
@@ -91,12 +91,7 @@ class ValuesRequest(Request):
                 "validation", "{names} received; expected at most one of them",
                 {"field": names[-1], "names": " and ".join(names)},
             )  # fmt: skip
-        if self.method == "dykstra" and self.p != 2:
-            raise PydanticCustomError(
-                "validation",
-                "dykstra is for p = 2, received p = {p}; expected newton, sort or pav",
-                {"field": "method", "p": self.p},
-            )  # fmt: skip
+        check_method(self.method, self.p)
         return self
 
     def footprint(self) -> int:
