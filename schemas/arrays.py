@@ -320,15 +320,15 @@ def arrays_in(model: BaseModel, prefix: str = "") -> Iterator[tuple[str, ArrayRe
 
 
 def _arrays_of(value: Any, path: str, dims: str | None) -> Iterable[tuple[str, ArrayRef, str]]:
+    if isinstance(value, ArrayRef):
+        return ((path, value, dims),) if dims is not None else ()
     if isinstance(value, BaseModel):
         return arrays_in(value, f"{path}.")
     if isinstance(value, list):
         return _arrays_of_items(value, f"{path}.")
-    if dims is None:
-        return ()
-    if isinstance(value, dict):
+    if isinstance(value, dict) and dims is not None:
         return ((f"{path}.{name}", ref, dims) for name, ref in value.items())
-    return ((path, value, dims),) if isinstance(value, ArrayRef) else ()
+    return ()
 
 
 def _arrays_of_items(items: list[Any], prefix: str) -> Iterator[tuple[str, ArrayRef, str]]:
