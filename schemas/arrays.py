@@ -38,7 +38,7 @@ ANY_SHAPE = "..."  # axes of a field that takes arrays of any shape
 class Dims:
     """The axes of an array field, as in `Dims("n m")`: equal names must have equal sizes.
 
-    `Dims("...")` takes any shape.
+    A number is the size itself, as in `Dims("p 2")`; `Dims("...")` takes any shape.
     """
 
     axes: str
@@ -239,7 +239,8 @@ class Request(Strict):
                     {"field": path, "want": len(axes), "dims": dims, "shape": str(ref.shape)},
                 )  # fmt: skip
             for axis, size in zip(axes, ref.shape, strict=True):
-                want, first = sizes.setdefault(axis, (size, path))
+                fixed = (int(axis), f"its axes ({dims})") if axis.isdigit() else None
+                want, first = fixed or sizes.setdefault(axis, (size, path))
                 if size != want or size == 0:
                     text = "axis {axis} has size {size}" + (
                         ", but {want} in {first}" if size else "; it must not be empty"
@@ -335,7 +336,7 @@ def _arrays_of_items(items: list[Any], prefix: str) -> Iterator[tuple[str, Array
     for index, item in enumerate(items):
         place = f"{prefix}{index}."
         for path, ref, axes in arrays_in(item, place) if isinstance(item, BaseModel) else ():
-            own = " ".join(f"{place}{axis}" for axis in axes.split())
+            own = " ".join(a if a.isdigit() else f"{place}{a}" for a in axes.split())
             yield path, ref, axes if axes == ANY_SHAPE else own
 
 

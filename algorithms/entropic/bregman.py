@@ -93,8 +93,11 @@ def _barycenter(p: Measures, s: Float[Tensor, "K N"], d: Float[Tensor, "N"]) -> 
     if p.rho is None:
         product = d + p.lam @ s
         return product - product.logsumexp(0)  # its mass is known: this only moves u against v
-    r, uniform = 1 - p.share, -math.log(p.kernel.support)
-    return (p.lam.log()[:, None] + r * (s + uniform)).logsumexp(0) / r
+    r, z = p.epsilon / (p.rho + p.epsilon), s - math.log(p.kernel.support)
+    high = torch.where(p.lam[:, None] > 0, z, -torch.inf).amax(0)
+    level = torch.where(high.isfinite(), high, 0.0)
+    # powers of small r differ little from one: by how much is what counts
+    return level + torch.log1p(p.lam @ torch.expm1(r * (z - level))) / r
 
 
 def _rows(p: Measures, state: Scalings) -> Float[Tensor, "K N"]:

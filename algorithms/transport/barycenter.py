@@ -18,6 +18,8 @@ from algorithms.spaces import symmetric
 
 # Exponents max(C)/epsilon beyond this are rounded by more than 1e-6.
 SHARPEST = 1e10
+# Times epsilon: rounding drowns the penalty of stronger soft marginals.
+STRONGEST = 1e9
 
 
 @dataclass(frozen=True)
@@ -136,7 +138,8 @@ def barycenter(
         lam: mixture weights, >= 0, scaled to sum one; None is uniform.
         epsilon: entropic strength, in units of the cost; needed but with free points, where None
             is exact transport.
-        rho: strength of soft marginals; None is exact, and then all masses must agree.
+        rho: strength of soft marginals, at most 1e9 epsilon; None is exact, and then all masses
+            must agree.
         debiased: average by Sinkhorn divergences; needs inputs on the support itself.
         tol: stop when the L1 errors of rows are below this share of the mass; with free points,
             when no point moves by this share of the clouds' size.
@@ -219,6 +222,12 @@ def _check(
         raise IllPosed("epsilon", "is missing: a barycenter on given points is an entropic one")
     if debiased and rho is not None:
         raise IllPosed("rho", "is for plain barycenters; debiased ones have exact marginals")
+    if rho is not None and rho > STRONGEST * epsilon:
+        raise IllPosed(
+            "rho",
+            f"is {rho:.3g}; beyond {STRONGEST:.0e} times epsilon, {epsilon:.3g}, rounding drowns "
+            "the penalty: leave it out for exact marginals",
+        )
     if isinstance(problem, FixedSupport):
         if (problem.x is None) == (problem.C is None):
             raise IllPosed("problem.C", "give x or C, one of the two")

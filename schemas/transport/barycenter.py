@@ -8,6 +8,8 @@ from pydantic_core import PydanticCustomError
 from schemas.arrays import ArrayRef, Differentiable, Dims, Request, Result, Strict
 from schemas.measures import MASS_TOLERANCE, check_weights
 
+STRONGEST = 1e9  # in units of epsilon: beyond, rounding drowns the penalty of soft marginals
+
 
 class FixedSupport(Strict):
     """Measures on common points, averaged on given points: by a cost, or by squared distances."""
@@ -92,7 +94,8 @@ class BarycenterRequest(Request):
         None,
         gt=0,
         description="Strength of soft marginals, in units of the cost, for measures of unequal "
-        "totals: `rho KL(P1|beta) + rho KL(P^T 1|b)`; null makes both exact.",
+        "totals: `rho KL(P1|beta) + rho KL(P^T 1|b)`, at most 1e9 times epsilon; null makes both "
+        "exact.",
     )
     debiased: bool = Field(
         False, description="Average by Sinkhorn divergences, which takes the entropic blur away."
@@ -122,6 +125,8 @@ class BarycenterRequest(Request):
             raise _wrong("epsilon", "is needed: a barycenter on given points is an entropic one")
         if self.debiased and self.rho is not None:
             raise _wrong("rho", "is for plain barycenters; debiased ones have exact marginals")
+        if self.rho is not None and self.rho > STRONGEST * self.epsilon:
+            raise _wrong("rho", f"is beyond {STRONGEST:.0e} times epsilon; null is exact")
         if isinstance(problem, FixedSupport):
             check_weights("problem.weights", problem.weights)
             _check_support(problem, self.debiased)

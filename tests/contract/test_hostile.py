@@ -38,6 +38,12 @@ ARRAYS = {
     "sparse": lambda x: x * (np.arange(x.size).reshape(x.shape) % 2),
 }
 NUMBERS = (1e-12, 1e-3, 1e6, 1e100)
+# What fields that an example leaves out are given: most of it is refused, the rest answered.
+STRAYS = (
+    [], [[]], [0.5], [[0.5]], [[0.5], [0.25]], [[0.5, 0.25, 1.0]] * 2, [[[1.0]]], ["a"], "no", {},
+    True, 0, -1, 3, 0.5, 1e308,
+)  # fmt: skip
+ENDS = {"refused", "problem", "converged", "max_iter", "stagnated", "interrupted"}
 
 
 def is_array(value: Any) -> bool:
@@ -126,6 +132,20 @@ QUESTIONS = [
 def test_the_ends_of_the_range_are_answered_or_refused(
     routine: Any, body: Any, place: Place
 ) -> None:
-    assert outcome(routine, body, place) in {
-        "refused", "problem", "converged", "max_iter", "stagnated", "interrupted",
-    }  # fmt: skip
+    assert outcome(routine, body, place) in ENDS
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("routine", "field"),
+    [
+        pytest.param(routine, field, id=f"{routine.name}-{field}")
+        for routine in ROUTINES.values()
+        for field in routine.request.model_fields
+        if field not in routine.example
+    ],
+)
+def test_fields_that_examples_leave_out_are_answered_or_refused(routine: Any, field: str) -> None:
+    for stray in STRAYS:
+        body = {**routine.example, field: stray}
+        assert outcome(routine, body, PLACES[0]) in ENDS, stray

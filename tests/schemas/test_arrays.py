@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from schemas.arrays import ArrayRef, Dims, Request, Shelf, arrays_in
+from schemas.arrays import ArrayRef, Dims, Request, Shelf, Strict, arrays_in
 from schemas.facts import stored
 from schemas.geometry import CostMatrix, Geometry, PointClouds, sizes
 
@@ -138,6 +138,36 @@ class Several(Request):
 
 def several(*clouds: dict[str, Any]) -> Several:
     return Several.model_validate({"clouds": list(clouds)}, context={"shelf": Shelf()})
+
+
+class Flat(Request):
+    """A question with an axis of a given size, alone and in a list."""
+
+    pairs: Annotated[ArrayRef, Dims("p 2")]
+    more: list["Item"] = []
+
+
+class Item(Strict):
+    """An item with such an axis."""
+
+    pairs: Annotated[ArrayRef, Dims("p 2")]
+
+
+@pytest.mark.parametrize("wrong", [[[1.0]], [[1.0, 2.0, 3.0]]])
+def test_an_axis_may_have_a_given_size(wrong: Any) -> None:
+    right = [[0.0, 1.0]]
+    several = [{"pairs": right}, {"pairs": right * 3}]
+    asked = {"pairs": right, "more": several}
+    assert Flat.model_validate(asked, context={"shelf": Shelf()})
+    for spoilt, field in (
+        ({**asked, "pairs": wrong}, "pairs"),
+        ({**asked, "more": [*several, {"pairs": wrong}]}, "more.2.pairs"),
+    ):
+        with pytest.raises(ValidationError) as refused:
+            Flat.model_validate(spoilt, context={"shelf": Shelf()})
+        (error,) = refused.value.errors()
+        assert (error["type"], error["ctx"]["field"]) == ("shape-mismatch", field)
+        assert error["ctx"]["want"] == 2
 
 
 def test_items_of_a_list_have_axes_of_their_own() -> None:
