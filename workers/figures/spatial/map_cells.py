@@ -1,6 +1,7 @@
 """Picture of mapped cells: genes carried beside genes measured, where cells went, how well."""
 
 from collections.abc import Mapping
+from textwrap import fill
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from workers.figures.style import BLUE, GREY, ORANGE, sheet
 
 Values = NDArray[np.float64]
 SHOWN = 2  # genes
+CAPTION = 90  # characters on a line: what the width holds
 
 
 def draw(question: Mapping[str, Any], answer: Mapping[str, Any]) -> Figure:
@@ -145,4 +147,4 @@ def _caption(answer: Mapping[str, Any]) -> str:
         words.append(f"mean correlation of {held['genes']} held-out genes {held['mean']:.2f}")
     if answer["status"] != "converged":
         words.append(f"status {answer['status']}")
-    return "; ".join(words)
+    return fill("; ".join(words), CAPTION)
