@@ -17,6 +17,7 @@ PARTIAL = 1e-9
 # More spots than this are drawn as pixels, also in a vector file, which they would make enormous.
 AS_PIXELS = 5000
 # Area of the markers in the legend: those of large slices are too small to tell colours apart.
+VISIBLE = 0.2  # pitches: the least height of the curve's axis, so that rounding looks like zero
 LEGEND = 30.0
 
 
@@ -86,13 +87,14 @@ def _curve(axes: Axes, answer: Mapping[str, Any]) -> None:
     axes.tick_params(labelsize=8)
     axes.axvline(answer["mass_moved"], color=GREY, linestyle="--")
     shares = [point["mass"] for point in answer["curve"]]
-    axes.plot(shares, [p["distortion_rms"] for p in answer["curve"]], "o-", color=BLUE)
+    distortions = [point["distortion_rms"] for point in answer["curve"]]
+    axes.plot(shares, distortions, "o-", color=BLUE)
+    axes.set_ylim(0, 1.05 * max(*distortions, VISIBLE))
     chosen = f"matched: {answer['mass_moved']:.2f}"
     axes.annotate(
         chosen, (answer["mass_moved"], 1.0), (-6, -14), xycoords=("data", "axes fraction"),
         textcoords="offset points", ha="right", fontsize=9,
     )  # fmt: skip
-    axes.set_ylim(bottom=0)
 
 
 def _mass(axes: Axes, aligned: Places, plan: Mapping[str, NDArray[Any]], size: float) -> None:
